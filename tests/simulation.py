@@ -1,0 +1,258 @@
+"""A host with PCI devices in a directory, whose kernel reacts to writes as the real one does.
+
+What is modelled, each seen on a real kernel (6.1 and 6.12):
+
+* ``driver_override`` reads ``(null)`` when unset; a line break clears it; with an override only that driver
+  may bind, and nothing else does.
+* ``drivers_probe`` succeeds when nothing was bound, and does nothing for a bound device.
+* ``unbind`` of a device that is not bound to that driver is ENODEV.
+* unbinding from vfio-pci while a process has the group open never comes back.
+* no driver but vfio-pci, pci-stub and pcieport can be bound while the group is owned through VFIO.
+* a driver may refuse a device, hang in its remove function, or be a module that is not loaded.
+
+The imports are those of the hook, so that the hook can be measured on it.
+"""
+
+import errno
+import os
+
+from virtpass.pci.address import PciAddress
+from virtpass.system.host import Host
+
+CARD = PciAddress.parse("01:00.0")
+AUDIO = PciAddress.parse("01:00.1")
+PORT = PciAddress.parse("00:04.0")
+NIC = PciAddress.parse("02:00.0")
+TWIN = PciAddress.parse("03:00.0")
+DISK = PciAddress.parse("04:00.0")
+SPARE = PciAddress.parse("05:00.0")
+SHARED = (PciAddress.parse("06:01.0"), PciAddress.parse("06:02.0"))
+
+GUEST = "6b0f2a57-3c4e-4d7e-9a39-0c1f2e3d4b5a"
+OTHER = "b7a1c9d2-8e5f-4a3b-a6c7-d8e9f0a1b2c3"
+
+GROUP_FRIENDLY = ("vfio-pci", "pci-stub", "pcieport")
+
+
+class Hangs(OSError):
+    """What a write that never comes back looks like to the one who waits for it with a deadline."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.ETIMEDOUT, "no answer", path)
+
+
+class SimulatedHost(Host):
+    """A host whose files lie in a directory.
+
+    Attributes:
+        refusing: (driver, address) pairs whose probe fails.
+        hanging: addresses whose host driver never comes back from its remove function.
+        modules: drivers that modprobe would load, by device alias or by name.
+        busy_groups: IOMMU groups that a running domain has open.
+        calls: attribute writes in order, as (path below /sys, value).
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.refusing: set[tuple[str, PciAddress]] = set()
+        self.hanging: set[PciAddress] = set()
+        self.modules: dict[str, str] = {}
+        self.busy_groups: set[int] = set()
+        self.calls: list[tuple[str, str]] = []
+
+    # building
+
+    def put(self, path: str, content: str | bytes = "") -> None:
+        """Write a file."""
+        os.makedirs(os.path.dirname(self.path(path)), exist_ok=True)
+        with open(self.path(path), "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+
+    def link(self, path: str, target: str) -> None:
+        """Make a symbolic link to a path of this host, relative as those in sysfs."""
+        os.makedirs(os.path.dirname(self.path(path)), exist_ok=True)
+        if os.path.lexists(self.path(path)):
+            os.unlink(self.path(path))
+        os.symlink(os.path.relpath(self.path(target), os.path.dirname(self.path(path))), self.path(path))
+
+    def add_driver(self, name: str) -> None:
+        """Register a driver."""
+        for attribute in ("bind", "unbind"):
+            self.put(f"/sys/bus/pci/drivers/{name}/{attribute}")
+
+    def add_device(
+        self,
+        address: PciAddress,
+        *,
+        class_code: int = 0x020000,
+        ids: tuple[int, int, int, int] = (0x8086, 0x10D3, 0x8086, 0),
+        group: int | None = None,
+        native: str | None = None,
+        parent: str = "/sys/devices/pci0000:00",
+        header_type: int = 0,
+        is_bound: bool = True,
+    ) -> str:
+        """Add a device and, unless told otherwise, bind it to its native driver.
+
+        Returns:
+            its real directory.
+        """
+        real = f"{parent}/{address}"
+        config = bytearray(64)
+        config[0x0E] = header_type
+        self.put(f"{real}/config", bytes(config))
+        for name, value in zip(("vendor", "device", "subsystem_vendor", "subsystem_device"), ids, strict=True):
+            self.put(f"{real}/{name}", f"0x{value:04x}\n")
+        self.put(f"{real}/class", f"0x{class_code:06x}\n")
+        self.put(f"{real}/modalias", f"pci:v{ids[0]:08X}d{ids[1]:08X}\n")
+        self.put(f"{real}/driver_override", "(null)\n")
+        self.put(f"{real}/native", native or "")
+        self.link(f"/sys/bus/pci/devices/{address}", real)
+        if group is not None:
+            self.link(f"{real}/iommu_group", f"/sys/kernel/iommu_groups/{group}")
+            self.link(f"/sys/kernel/iommu_groups/{group}/devices/{address}", real)
+            self.put(f"/sys/kernel/iommu_groups/{group}/reserved_regions", "0xfee00000 0xfeefffff msi\n")
+        if native is not None:
+            if not self.exists(f"/sys/bus/pci/drivers/{native}"):
+                self.add_driver(native)
+            if is_bound:
+                self._bind(address, native)
+        self._write_uevent(address)
+        return real
+
+    # the kernel
+
+    def state(self) -> dict[PciAddress, tuple[str | None, str]]:
+        """Return driver and override of every device."""
+        found = {}
+        for name in self.names("/sys/bus/pci/devices"):
+            path = f"/sys/bus/pci/devices/{name}"
+            found[PciAddress.parse(name)] = (self.link_name(path + "/driver"), self.read(path + "/driver_override") or "")
+        return found
+
+    def read_attribute(self, path: str, deadline: float) -> str:
+        content = self.read(path)
+        if content is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return content
+
+    def write_attribute(self, path: str, value: str, deadline: float) -> None:
+        self.calls.append((path, value))
+        parts = path.split("/")
+        if path == "/sys/bus/pci/drivers_probe":
+            self._probe(PciAddress.parse(value))
+        elif parts[-1] == "driver_override":
+            self.put(path, "(null)\n" if value == "\n" else value.rstrip("\n") + "\n")
+        elif parts[-1] == "unbind" and parts[-3] == "drivers":
+            self._unbind(PciAddress.parse(value), parts[-2])
+        else:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    def device_node_is_busy(self, path: str) -> bool:
+        return path.rpartition("/")[2] in map(str, self.busy_groups)
+
+    def run(self, argv: list[str], deadline: float) -> int | None:
+        driver = self.modules.get(argv[-1])
+        if driver is None:
+            return 1
+        self.add_driver(driver)
+        for address in self.state():
+            self._probe(address)
+        return 0
+
+    def _device(self, address: PciAddress) -> str:
+        path = f"/sys/bus/pci/devices/{address}"
+        if not self.exists(path):
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+        return path
+
+    def _probe(self, address: PciAddress) -> None:
+        path = self._device(address)
+        if self.exists(path + "/driver"):
+            return
+        override = self.read(path + "/driver_override")
+        driver = override if override not in (None, "(null)") else self.read(path + "/native")
+        if not driver or not self.exists(f"/sys/bus/pci/drivers/{driver}") or (driver, address) in self.refusing:
+            return
+        group = self.link_name(path + "/iommu_group")
+        if driver not in GROUP_FRIENDLY and group in map(str, self.busy_groups):
+            return
+        self._bind(address, driver)
+
+    def _bind(self, address: PciAddress, driver: str) -> None:
+        path = f"/sys/bus/pci/devices/{address}"
+        os.symlink(f"../../../bus/pci/drivers/{driver}", self.path(path + "/driver"))
+        if driver == "vfio-pci" and (group := self.link_name(path + "/iommu_group")):
+            self.put(f"/dev/vfio/{group}")
+        self._write_uevent(address)
+
+    def _unbind(self, address: PciAddress, driver: str) -> None:
+        path = self._device(address)
+        if self.link_name(path + "/driver") != driver:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+        if driver == "vfio-pci":
+            if self.link_name(path + "/iommu_group") in map(str, self.busy_groups):
+                raise Hangs(path)
+        elif address in self.hanging:
+            raise Hangs(path)
+        os.unlink(self.path(path + "/driver"))
+        self._write_uevent(address)
+
+    def _write_uevent(self, address: PciAddress) -> None:
+        path = f"/sys/bus/pci/devices/{address}"
+        values = [self.read(f"{path}/{name}") or "0x0" for name in ("vendor", "device", "subsystem_vendor", "subsystem_device")]
+        ids = [value[2:].upper() for value in values]
+        driver = self.link_name(f"{path}/driver")
+        lines = [f"DRIVER={driver}"] if driver else []
+        lines += [f"PCI_CLASS={int(self.read(path + '/class') or '0', 16):X}", f"PCI_ID={ids[0]}:{ids[1]}"]
+        lines += [f"PCI_SUBSYS_ID={ids[2]}:{ids[3]}", f"PCI_SLOT_NAME={address}", ""]
+        self.put(f"{path}/uevent", "\n".join(lines))
+
+
+def desktop(root: str) -> SimulatedHost:
+    """Build a host with a card and its audio function, twin NICs, the boot disk, and a group of two."""
+    host = SimulatedHost(root)
+    for driver in ("vfio-pci", "pcieport"):
+        host.add_driver(driver)
+    host.put("/sys/module/vfio_iommu_type1/initstate", "live\n")
+    os.makedirs(host.path("/proc"), exist_ok=True)
+    behind = host.add_device(PORT, class_code=0x060400, header_type=1, group=4, native="pcieport", ids=(0x1B36, 0xC, 0, 0))
+    host.add_device(
+        CARD, class_code=0x030000, ids=(0x1234, 0x1111, 0x1AF4, 0x1100), group=10, native="bochs-drm", parent=behind
+    )
+    host.add_device(
+        AUDIO, class_code=0x040300, ids=(0x8086, 0x2668, 0x1AF4, 0x1100), group=10, native="snd_hda_intel", parent=behind
+    )
+    host.add_device(NIC, group=11, native="e1000e")
+    host.add_device(TWIN, group=12, native="e1000e")
+    disk = host.add_device(DISK, class_code=0x010802, ids=(0x1B36, 0x10, 0x1AF4, 0x1100), group=13, native="nvme")
+    block = f"{disk}/nvme/nvme0/nvme0n1/nvme0n1p1"
+    host.put(f"{block}/dev", "259:1\n")
+    host.link("/sys/dev/block/259:1", block)
+    host.link("/sys/class/block/nvme0n1p1", block)
+    host.put("/proc/self/mountinfo", "22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw\n")
+    host.add_device(SPARE, class_code=0x00FF00, ids=(0x1234, 0x11E8, 0x1AF4, 0x1100), group=14)
+    for address in SHARED:
+        host.add_device(address, group=15, native="e1000")
+    return host
+
+
+def domain_xml(
+    *addresses: PciAddress, uuid: str = GUEST, name: str = "guest", metadata: str | None = None, managed: str = "yes"
+) -> bytes:
+    """Return a domain as libvirt formats it for the hook, with our metadata unless it is given."""
+    if metadata is None:
+        metadata = (
+            "<virtpass:passthrough xmlns:virtpass='urn:virtpass:passthrough:1'>"
+            "<virtpass:policy display='refuse'/></virtpass:passthrough>"
+        )
+    hostdevs = "\n".join(
+        f"    <hostdev mode='subsystem' type='pci' managed='{managed}'>\n      <source>\n        <address "
+        f"domain='0x{a.domain:04x}' bus='0x{a.bus:02x}' slot='0x{a.slot:02x}' function='0x{a.function:x}'/>\n"
+        "      </source>\n    </hostdev>"
+        for a in addresses
+    )
+    return (
+        f"<domain type='kvm' id='3'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  <metadata>\n    {metadata}\n"
+        f"  </metadata>\n  <memory unit='KiB'>262144</memory>\n  <devices>\n{hostdevs}\n  </devices>\n</domain>\n"
+    ).encode()

@@ -1,0 +1,1 @@
+"""The engine that moves devices between drivers, with its journal."""

@@ -1,0 +1,185 @@
+"""The record of what a domain has borrowed: on disk before anything is written to a device.
+
+One file for each domain, ``/run/virtpass/lent/UUID``. It lies in /run because drivers do not survive a reboot
+either. Each record is a line of fields separated by tabs; a last line without its line break was cut off by
+a crash, and what it announced was not done. The records:
+
+    virtpass 1                       format
+    domain UUID NAME
+    home ADDRESS DRIVER OVERRIDE     where the device was; "-" for none
+    write ADDRESS ACTION VALUE       announced before each write
+    lent                             all devices are bound to vfio-pci
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError, VirtpassError
+from virtpass.system.host import Host
+
+DIRECTORY = "/run/virtpass/lent"
+
+_FORMAT = ("virtpass", "1")
+_NONE = "-"
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:+-")
+_UUID_LENGTHS = [8, 4, 4, 4, 12]
+
+
+class Home(tuple[PciAddress, str | None, str | None]):
+    """Where a device was before it was lent: address, driver and override (None for none)."""
+
+    __slots__ = ()
+
+    def __new__(cls, address: PciAddress, driver: str | None, override: str | None) -> "Home":
+        """Hold the three together; the names are checked when they are used."""
+        return super().__new__(cls, (address, driver, override))
+
+    @property
+    def address(self) -> PciAddress:
+        """The device."""
+        return self[0]
+
+    @property
+    def driver(self) -> str | None:
+        """Its driver."""
+        return self[1]
+
+    @property
+    def override(self) -> str | None:
+        """Its ``driver_override``."""
+        return self[2]
+
+
+class Journal:
+    """What one domain has borrowed, as far as it is on disk.
+
+    Attributes:
+        uuid: the domain's UUID.
+        name: the domain's name when the journal was begun.
+        homes: where its devices were, in the order in which they were recorded.
+        overridden: devices whose ``driver_override`` we announced to write.
+        is_complete: whether the record ``lent`` is there.
+    """
+
+    def __init__(self, host: Host, uuid: str, name: str) -> None:
+        self._host = host
+        self.uuid = uuid
+        self.name = name
+        self.homes: list[Home] = []
+        self.overridden: set[PciAddress] = set()
+        self.is_complete = False
+
+    def begin(self, homes: list[Home]) -> None:
+        """Record where the devices are."""
+        records = [_FORMAT, ("domain", self.uuid, self.name)]
+        records += [("home", str(home.address), home.driver or _NONE, home.override or _NONE) for home in homes]
+        self._append(records)
+        self.homes = list(homes)
+
+    def announce(self, address: PciAddress, action: str, value: str) -> None:
+        """Record a write that is about to be made."""
+        self._append([("write", str(address), action, value)])
+        if action == "override":
+            self.overridden.add(address)
+
+    def complete(self) -> None:
+        """Record that all devices are where the domain needs them."""
+        self._append([("lent",)])
+        self.is_complete = True
+
+    def remove(self) -> None:
+        """Forget it all: everything is back."""
+        self._host.remove_own(DIRECTORY, self.uuid)
+
+    def _append(self, records: list[tuple[str, ...]]) -> None:
+        text = "".join("\t".join(map(_quoted, record)) + "\n" for record in records)
+        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+
+
+def read_journal(host: Host, uuid: str) -> Journal | None:
+    """Return the journal of a domain; None when it has borrowed nothing.
+
+    Raises:
+        FailedError: the file cannot be understood; it is left as it is.
+    """
+    if not is_uuid(uuid):
+        raise FailedError("journal-name", f"{DIRECTORY}/{uuid} is not named after a domain's UUID")
+    content = host.read_own(DIRECTORY, uuid)
+    if content is None:
+        return None
+    journal = Journal(host, uuid, "")
+    lines = content.split(b"\n")[:-1]
+    try:
+        for position, line in enumerate(lines):
+            fields = [_unquoted(field) for field in line.decode("ascii").split("\t")]
+            _take(journal, fields, position)
+    except (ValueError, IndexError, VirtpassError) as error:
+        raise FailedError(
+            "journal-unreadable",
+            f"line {position + 1} of {DIRECTORY}/{uuid} is not a record of virtpass",
+            "look at the drivers with virtpass devices, then remove the file",
+        ) from error
+    return journal
+
+
+def journals(host: Host) -> list[str]:
+    """Return the UUIDs of the domains that have a journal."""
+    return [name for name in host.names(DIRECTORY) if is_uuid(name)]
+
+
+def _take(journal: Journal, fields: list[str], position: int) -> None:
+    """Apply one record.
+
+    Raises:
+        ValueError: there is no such record.
+    """
+    if position == 0:
+        if tuple(fields) != _FORMAT:
+            raise ValueError(fields)
+        return
+    kind = fields[0]
+    if kind == "domain" and len(fields) == 3 and fields[1] == journal.uuid:
+        journal.name = fields[2]
+    elif kind == "home" and len(fields) == 4:
+        driver, override = (None if field == _NONE else checked_name(field) for field in fields[2:])
+        journal.homes.append(Home(PciAddress.parse(fields[1]), driver, override))
+    elif kind == "write" and len(fields) == 4:
+        if fields[2] == "override":
+            journal.overridden.add(PciAddress.parse(fields[1]))
+    elif fields == ["lent"]:
+        journal.is_complete = True
+    else:
+        raise ValueError(fields)
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a driver if it can be one: it becomes part of a path.
+
+    Raises:
+        ValueError: it has a slash or control character, or is empty, too long, or a directory reference.
+    """
+    if name in ("", ".", "..") or "/" in name or len(name) > 128 or not name.isprintable():
+        raise ValueError(name)
+    return name
+
+
+def is_uuid(text: str) -> bool:
+    """Tell whether ``text`` is a UUID as libvirt writes it: lower-case, with dashes."""
+    parts = text.split("-")
+    return [len(part) for part in parts] == _UUID_LENGTHS and set("".join(parts)) <= set("0123456789abcdef")
+
+
+def _quoted(field: str) -> str:
+    """Write anything but plain ASCII as %XX, so that tabs and line breaks only separate."""
+    return "".join(
+        character if character in _PLAIN else "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+        for character in field
+    )
+
+
+def _unquoted(field: str) -> str:
+    head, *escaped = field.split("%")
+    content = head.encode("ascii")
+    for part in escaped:
+        content += bytes([int(part[:2], 16)]) + part[2:].encode("ascii")
+    return content.decode("utf-8", "surrogateescape")

@@ -1,0 +1,118 @@
+"""What must hold before the first write to a device; each check refuses with one line that says why.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.binding.engine import VFIO
+from virtpass.binding.holders import holders
+from virtpass.binding.journal import journals, read_journal
+from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
+from virtpass.pci.usage import used_by_host
+from virtpass.system.errors import NotFoundError, RefusedError
+from virtpass.system.host import Host
+
+
+def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
+    """Refuse devices that cannot be given away, or that the host cannot spare at this moment.
+
+    Args:
+        host: the host.
+        addresses: all devices that go together.
+
+    Raises:
+        NotFoundError: one does not exist.
+        RefusedError: the kernel would refuse, the host needs one of them, or a process uses one.
+    """
+    for address in addresses:
+        refuse_unassignable(host, address)
+    refuse_shared_group(host, addresses)
+    needed = used_by_host(host)
+    for address in addresses:
+        if phrases := needed.get(address):
+            raise RefusedError("host-needs-it", f"{address} {phrases[0]} of this host", "free it first")
+    if held := holders(host, addresses):
+        programs = ", ".join(f"{program} (process {process}, {node})" for process, program, node in held[:4])
+        more = f" and {len(held) - 4} more" if len(held) > 4 else ""
+        raise RefusedError("held", f"the device is in use by {programs}{more}", "end these programs first")
+
+
+def refuse_unassignable(host: Host, address: PciAddress) -> None:
+    """Refuse what VFIO can never give away: bridges, devices without IOMMU group, reserved memory.
+
+    Raises:
+        NotFoundError: there is no such device.
+        RefusedError: the kernel would refuse it.
+    """
+    if not sysfs.is_present(host, address):
+        raise NotFoundError("no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them")
+    if sysfs.header_type(host, address) not in (0, None) or (sysfs.number(host, address, "class") or 0) >> 16 == 6:
+        raise RefusedError("bridge", f"{address} is a bridge, which stays with the host")
+    group = sysfs.group(host, address)
+    if group is None:
+        if host.names(sysfs.GROUPS):
+            raise RefusedError("no-group", f"{address} has no IOMMU group, so it cannot be isolated")
+        raise RefusedError(
+            "no-iommu",
+            f"{address} cannot be isolated: no IOMMU is active on this host",
+            "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on",
+        )
+    if regions := sysfs.direct_regions(host, group):
+        raise RefusedError("direct-region", f"the firmware keeps memory {regions[0]} mapped for {address} (RMRR)")
+
+
+def refuse_shared_group(host: Host, addresses: list[PciAddress]) -> None:
+    """Refuse when others in the IOMMU groups of the devices would stay with drivers of the host.
+
+    Raises:
+        RefusedError: naming them.
+    """
+    groups = {sysfs.group(host, address) for address in addresses} - {None}
+    for group in sorted(group for group in groups if group is not None):
+        blocking = [
+            f"{member} ({sysfs.driver(host, member)})"
+            for member in sysfs.group_members(host, group)
+            if member not in addresses and sysfs.blocks_its_group(host, member)
+        ]
+        if blocking:
+            raise RefusedError(
+                "group-not-isolated",
+                f"IOMMU group {group} cannot be split: {', '.join(blocking)} would stay with the host",
+                "give these to the domain too, or move the card to another slot",
+            )
+
+
+def refuse_other_device(host: Host, address: PciAddress, recorded: Identity) -> None:
+    """Refuse a device that is not the one that was attached: addresses move when cards are added.
+
+    Raises:
+        RefusedError: another device is at the address now.
+    """
+    seen = sysfs.identity(host, address)
+    if not recorded.is_same_device(seen):
+        raise RefusedError(
+            "other-device",
+            f"{address} is {seen} now, not {recorded} as when it was attached",
+            "attach the device at its new address, or run virtpass domain adopt",
+        )
+
+
+def refuse_lent(host: Host, addresses: list[PciAddress], borrower: str) -> None:
+    """Refuse devices that another domain has borrowed.
+
+    Args:
+        host: the host.
+        addresses: the devices.
+        borrower: UUID of the domain that asks.
+
+    Raises:
+        RefusedError: naming the other domain.
+    """
+    for uuid in journals(host):
+        journal = read_journal(host, uuid) if uuid != borrower else None
+        for home in journal.homes if journal else ():
+            if home.address in addresses and sysfs.driver(host, home.address) == VFIO:
+                raise RefusedError(
+                    "lent", f"{home.address} is lent to the domain {journal.name if journal else uuid}", "shut that down first"
+                )

@@ -1,0 +1,43 @@
+"""Which modules of virtpass the hook runs: a copy of them, owned by root, is what libvirt calls."""
+
+import hashlib
+from pathlib import Path
+
+import virtpass
+
+# Paths below the package. They import each other and an allow-list of the standard library, nothing else:
+# the start of a domain waits for them, and they must run without anything that can be installed or removed.
+MODULES = (
+    "__init__.py",
+    "binding/__init__.py",
+    "binding/engine.py",
+    "binding/holders.py",
+    "binding/journal.py",
+    "binding/safety.py",
+    "hook/__init__.py",
+    "hook/entry.py",
+    "hook/request.py",
+    "pci/__init__.py",
+    "pci/address.py",
+    "pci/identity.py",
+    "pci/sysfs.py",
+    "pci/usage.py",
+    "system/__init__.py",
+    "system/errors.py",
+    "system/host.py",
+    "system/worker.py",
+)
+
+
+def sources() -> dict[str, bytes]:
+    """Return the modules' content by their path below the package."""
+    package = Path(virtpass.__file__).parent
+    return {module: (package / module).read_bytes() for module in MODULES}
+
+
+def stamp(modules: dict[str, bytes]) -> str:
+    """Return a name for one version of the payload: ``0.1.0-`` and 12 hexadecimal digits of its digest."""
+    digest = hashlib.sha256()
+    for path in sorted(modules):
+        digest.update(path.encode() + b"\0" + modules[path] + b"\0")
+    return f"{virtpass.__version__}-{digest.hexdigest()[:12]}"

@@ -1,0 +1,144 @@
+"""What libvirt tells the hook: the domain's XML on standard input, parsed with care and without libraries.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from pyexpat import ExpatError, ParserCreate
+
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
+from virtpass.system.errors import UsageError
+
+NAMESPACE = "urn:virtpass:passthrough:1"
+
+# The only policy that exists today: a card that processes of the host use is not taken from them.
+KNOWN_POLICY = {"display": ("refuse",)}
+
+_MAX_XML = 16 << 20
+_UUID = ["domain", "uuid"]
+_NAME = ["domain", "name"]
+_HOSTDEV = ["domain", "devices", "hostdev"]
+_SOURCE_ADDRESS = [*_HOSTDEV, "source", "address"]
+_PASSTHROUGH = ["domain", "metadata", f"{NAMESPACE} passthrough"]
+
+
+class Request:
+    """One domain as libvirt describes it to the hook.
+
+    Attributes:
+        uuid: the domain's UUID.
+        name: its name.
+        is_ours: whether it carries our metadata element.
+        policy: the attributes of our policy element.
+        devices: source addresses of its PCI hostdevs, in document order.
+        identities: what was recorded of devices when they were attached.
+    """
+
+    def __init__(self) -> None:
+        self.uuid = ""
+        self.name = ""
+        self.is_ours = False
+        self.policy: dict[str, str] = {}
+        self.devices: list[PciAddress] = []
+        self.identities: dict[PciAddress, Identity] = {}
+
+
+def parse_request(xml: bytes) -> Request:
+    """Parse a domain's XML.
+
+    Args:
+        xml: the document, as libvirt formats it.
+
+    Raises:
+        UsageError: it is no XML, no domain, too large, has a document type, or says something about
+            devices that cannot be understood.
+    """
+    if len(xml) > _MAX_XML:
+        raise UsageError("xml-size", f"the domain's XML is larger than {_MAX_XML >> 20} MiB")
+    reader = _Reader()
+    parser = ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.text
+    # libvirt writes no document type; with one come entities, and with those documents that explode.
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    try:
+        parser.Parse(xml, True)
+    except ExpatError as error:
+        raise UsageError("xml-syntax", f"the domain's XML cannot be read: {error}") from error
+    if not reader.request.uuid:
+        raise UsageError("xml-domain", "the XML is not that of a domain")
+    return reader.request
+
+
+class _Reader:
+    """Collects a request from the parser's events."""
+
+    def __init__(self) -> None:
+        self.request = Request()
+        self._path: list[str] = []
+        self._is_pci = False
+        self._text: list[str] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._path.append(tag)
+        path, request = self._path, self.request
+        if path == _HOSTDEV:
+            self._is_pci = attributes.get("mode", "subsystem") == "subsystem" and attributes.get("type") == "pci"
+        elif path == _SOURCE_ADDRESS and self._is_pci:
+            address = _source_address(attributes)
+            if address not in request.devices:
+                request.devices.append(address)
+        elif path == _PASSTHROUGH:
+            request.is_ours = True
+        elif path[:-1] == _PASSTHROUGH and tag == f"{NAMESPACE} policy":
+            request.policy = attributes
+        elif path[:-1] == _PASSTHROUGH and tag == f"{NAMESPACE} device":
+            address, identity = _recorded(attributes)
+            request.identities[address] = identity
+
+    def end(self, tag: str) -> None:
+        if self._path == _UUID:
+            self.request.uuid = "".join(self._text)
+        elif self._path == _NAME:
+            self.request.name = "".join(self._text)
+        self._text.clear()
+        self._path.pop()
+
+    def text(self, characters: str) -> None:
+        if self._path in (_UUID, _NAME):
+            self._text.append(characters)
+
+
+def _refuse_doctype(*_: object) -> None:
+    raise UsageError("xml-doctype", "the domain's XML has a document type, which libvirt never writes")
+
+
+def _source_address(attributes: dict[str, str]) -> PciAddress:
+    try:
+        return PciAddress(
+            *(_number(attributes.get(part, "0")) for part in ("domain", "bus", "slot", "function"))  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        raise UsageError("xml-address", "a hostdev's source address in the domain's XML has no numbers") from error
+
+
+def _number(text: str) -> int:
+    """Parse a number as libvirt does (strtoul with base 0): 0x is hexadecimal, a leading 0 octal.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    if text[:2].lower() != "0x" and text[:1] == "0" and len(text) > 1:
+        return int(text, 8)
+    return int(text, 0)
+
+
+def _recorded(attributes: dict[str, str]) -> tuple[PciAddress, Identity]:
+    try:
+        ids = [int(attributes[key], 16) for key in ("vendor", "device", "subsystem-vendor", "subsystem-device")]
+        return PciAddress.parse(attributes["address"]), Identity(*ids, attributes.get("serial", ""))
+    except (KeyError, ValueError) as error:
+        raise UsageError("metadata", f"the metadata of virtpass in the domain's XML is not understood: {error}") from error

@@ -1,0 +1,169 @@
+"""All PCI devices of a host as values."""
+
+from dataclasses import dataclass
+
+from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
+from virtpass.pci.usage import used_by_host
+from virtpass.system.errors import NotFoundError
+from virtpass.system.host import Host
+
+_HEADER_BYTES = 64
+_DISPLAY_CLASS = 0x03
+_BRIDGE_CLASS = 0x06
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One PCI function.
+
+    Attributes:
+        address: where it is.
+        identity: what it is; with the serial number only when it was read alone (`read_device`).
+        class_code: base class, subclass and programming interface, 24 bits.
+        header_type: 0 endpoint, 1 bridge, 2 CardBus bridge, None unknown.
+        driver: the driver it is bound to, None for none.
+        group: number of its IOMMU group, None for none.
+        physical_function: for a virtual function, the device that it belongs to.
+        is_boot_display: whether the firmware used it as the display.
+    """
+
+    address: PciAddress
+    identity: Identity
+    class_code: int
+    header_type: int | None
+    driver: str | None
+    group: int | None
+    physical_function: PciAddress | None
+    is_boot_display: bool
+
+    @property
+    def base_class(self) -> int:
+        """The upper byte of the class, 0x03 for displays."""
+        return self.class_code >> 16
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a bridge of any kind, also one to ISA, which never leaves the host."""
+        return self.base_class == _BRIDGE_CLASS or self.header_type in (1, 2)
+
+    @property
+    def is_display(self) -> bool:
+        """Whether it is a graphics card or another display controller."""
+        return self.base_class == _DISPLAY_CLASS
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The devices of a host at one moment, and what depends on more than one of them.
+
+    Attributes:
+        host: where it was read.
+        devices: all devices by address, in order.
+        groups: members of each IOMMU group, in order.
+        needed: what the host needs a device for, as phrases.
+        interrupts_are_safe: whether VFIO accepts the interrupts: remapped, or allowed to be unsafe.
+    """
+
+    host: Host
+    devices: dict[PciAddress, Device]
+    groups: dict[int, tuple[PciAddress, ...]]
+    needed: dict[PciAddress, list[str]]
+    interrupts_are_safe: bool
+
+    def card(self, address: PciAddress) -> tuple[PciAddress, ...]:
+        """Return the functions of a device's slot that can be given away: all but bridges."""
+        functions = (PciAddress(*address[:3], function) for function in range(8))
+        return tuple(one for one in functions if one in self.devices and not self.devices[one].is_bridge)
+
+    def device(self, address: PciAddress) -> Device:
+        """Return one device.
+
+        Raises:
+            NotFoundError: there is none at that address.
+        """
+        if address not in self.devices:
+            raise no_device(address)
+        return self.devices[address]
+
+
+def read_inventory(host: Host) -> Inventory:
+    """Read all devices of a host; needs no permission."""
+    devices = {address: _read(host, address) for address in sysfs.addresses(host)}
+    groups: dict[int, list[PciAddress]] = {}
+    for device in devices.values():
+        if device.group is not None:
+            groups.setdefault(device.group, []).append(device.address)
+    return Inventory(
+        host,
+        devices,
+        {number: tuple(members) for number, members in sorted(groups.items())},
+        used_by_host(host),
+        _interrupts_are_safe(host),
+    )
+
+
+def read_device(host: Host, address: PciAddress) -> Device:
+    """Read one device, with its serial number where this user may see it.
+
+    Raises:
+        NotFoundError: there is none at that address.
+    """
+    if not sysfs.is_present(host, address):
+        raise no_device(address)
+    return _read(host, address, sysfs.identity(host, address))
+
+
+def no_device(address: PciAddress) -> NotFoundError:
+    """Return the error for an address at which there is nothing."""
+    return NotFoundError("no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them")
+
+
+def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> Device:
+    path = sysfs.device_path(address)
+    # One file has the ids, the class and the driver: a host may have thousands of virtual functions.
+    fields = dict(
+        line.split("=", 1) for line in (host.read(f"{path}/uevent") or "").splitlines() if "=" in line
+    )
+    config = host.read_bytes(f"{path}/config", _HEADER_BYTES) or b""
+    physical = sysfs.parsed([host.link_name(f"{path}/physfn") or ""])
+    class_code = _hex(fields.get("PCI_CLASS", ""))
+    return Device(
+        address=address,
+        identity=identity or _identity(fields),
+        class_code=class_code,
+        header_type=config[0x0E] & 0x7F if len(config) > 0x0E else None,
+        driver=fields.get("DRIVER"),
+        group=sysfs.group(host, address),
+        physical_function=physical[0] if physical else None,
+        is_boot_display=class_code >> 8 == 0x0300 and host.read(f"{path}/boot_vga") == "1",
+    )
+
+
+def _identity(fields: dict[str, str]) -> Identity:
+    ids = [_hex(part) & 0xFFFF for key in ("PCI_ID", "PCI_SUBSYS_ID") for part in f"{fields.get(key, '')}:".split(":")[:2]]
+    return Identity(*ids)
+
+
+def _hex(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0
+
+
+def _interrupts_are_safe(host: Host) -> bool:
+    """Tell whether VFIO finds interrupts remapped, or was told to go without.
+
+    The names of remapped interrupt chips begin with ``IR-`` (Intel and AMD); a kernel that shows no chips at
+    all says nothing either way.
+    """
+    chips = 0
+    for interrupt in host.names("/sys/kernel/irq"):
+        name = host.read(f"/sys/kernel/irq/{interrupt}/chip_name") or ""
+        if name.startswith("IR-"):
+            return True
+        chips += bool(name)
+    allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
+    return chips == 0 or allowed == "Y"

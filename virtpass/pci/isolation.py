@@ -1,0 +1,123 @@
+"""Can this device be given to a domain? The verdict, by the kernel's rule, with its reasons."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
+from virtpass.pci.inventory import Device, Inventory
+
+
+class Level(Enum):
+    """How far a device is from being given to a domain; from best to worst."""
+
+    READY = "ready"
+    SHARED = "shared"
+    BLOCKED = "blocked"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a verdict is not better, or what to know about it.
+
+    Attributes:
+        reference: stable kebab-case name.
+        text: one sentence without a full stop.
+        level: the verdict that this reason alone leads to.
+    """
+
+    reference: str
+    text: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict on one device.
+
+    Attributes:
+        address: the device.
+        level: the worst level among the reasons.
+        reasons: why; empty for a device that is alone and spare.
+    """
+
+    address: PciAddress
+    level: Level
+    reasons: tuple[Reason, ...]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether a domain cannot be started with the device as things are."""
+        return self.level is not Level.READY
+
+
+_ORDER = list(Level)
+
+
+def judge(inventory: Inventory, address: PciAddress, going: frozenset[PciAddress] | None = None) -> Verdict:
+    """Judge one device.
+
+    Args:
+        inventory: the host.
+        address: the device.
+        going: all devices that go to the same domain; by default all functions of the device's card.
+
+    Raises:
+        NotFoundError: there is no such device.
+    """
+    device = inventory.device(address)
+    together = frozenset(inventory.card(address)) if going is None else going
+    reasons = tuple(_reasons(inventory, device, together | {address}))
+    level = max((reason.level for reason in reasons), key=_ORDER.index, default=Level.READY)
+    return Verdict(address, level, reasons)
+
+
+def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress]) -> list[Reason]:
+    if device.is_bridge:
+        return [Reason("bridge", "bridges stay with the host", Level.NEVER)]
+    if device.header_type not in (0, None):
+        return [Reason("header-type", f"its header type {device.header_type} cannot be assigned", Level.NEVER)]
+    if not inventory.groups:
+        return [Reason("no-iommu", "no IOMMU is active on this host", Level.NEVER)]
+    if device.group is None:
+        return [Reason("no-group", "it has no IOMMU group", Level.NEVER)]
+    if regions := sysfs.direct_regions(inventory.host, device.group):
+        return [Reason("direct-region", f"the firmware keeps memory {regions[0]} mapped for it", Level.NEVER)]
+    reasons = []
+    if not inventory.interrupts_are_safe:
+        reasons.append(Reason("no-interrupt-remapping", "interrupts are not remapped on this host", Level.BLOCKED))
+    reasons += [Reason("host-needs-it", f"it {phrase}", Level.BLOCKED) for phrase in inventory.needed.get(device.address, ())]
+    reasons += _companions(inventory, device.group, going)
+    reasons += _notes(inventory, device)
+    return reasons
+
+
+def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) -> list[Reason]:
+    """Judge the other members of the group: bridges on pcieport and devices without driver do not count."""
+    reasons = []
+    for member in inventory.groups[group]:
+        if member in going:
+            continue
+        other = inventory.devices[member]
+        if phrases := inventory.needed.get(member):
+            reasons.append(Reason("group-needed", f"{member} in its group {phrases[0]}", Level.BLOCKED))
+        elif other.is_bridge and sysfs.blocks_its_group(inventory.host, member):
+            text = f"bridge {member} in its group is bound to {other.driver}"
+            reasons.append(Reason("group-bridge", text, Level.BLOCKED))
+        elif not other.is_bridge and sysfs.blocks_its_group(inventory.host, member):
+            text = f"{member} in its group must go with it (bound to {other.driver})"
+            reasons.append(Reason("group-shared", text, Level.SHARED))
+    return reasons
+
+
+def _notes(inventory: Inventory, device: Device) -> list[Reason]:
+    notes = []
+    if device.physical_function is not None:
+        notes.append(Reason("virtual-function", f"virtual function of {device.physical_function}", Level.READY))
+    if device.is_display and not any(
+        other.is_display and other.address != device.address and other.driver not in (None, "vfio-pci")
+        for other in inventory.devices.values()
+    ):
+        notes.append(Reason("only-display", "the host's only display: dark while it is away", Level.READY))
+    return notes

@@ -1,0 +1,114 @@
+"""What sysfs says about one PCI device or IOMMU group.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity, serial_number
+from virtpass.system.errors import UsageError
+from virtpass.system.host import Host
+
+DEVICES = "/sys/bus/pci/devices"
+DRIVERS = "/sys/bus/pci/drivers"
+GROUPS = "/sys/kernel/iommu_groups"
+
+# Drivers that leave the DMA of their device to whoever owns the group (driver_managed_dma in the kernel's
+# sources); the vfio variants are recognised by their directory vfio-dev.
+_GROUP_FRIENDLY = ("vfio-pci", "pci-stub", "pcieport")
+
+
+def device_path(address: PciAddress) -> str:
+    """Return the directory of a device in sysfs."""
+    return f"{DEVICES}/{address}"
+
+
+def is_present(host: Host, address: PciAddress) -> bool:
+    """Tell whether the kernel knows the device."""
+    return host.exists(device_path(address))
+
+
+def driver(host: Host, address: PciAddress) -> str | None:
+    """Return the name of the driver that a device is bound to, or None."""
+    return host.link_name(device_path(address) + "/driver")
+
+
+def number(host: Host, address: PciAddress, attribute: str) -> int | None:
+    """Return a numeric attribute such as ``vendor`` or ``class``; None when it is missing or no number."""
+    text = host.read(f"{device_path(address)}/{attribute}")
+    try:
+        return int(text, 0) if text else None
+    except ValueError:
+        return None
+
+
+def identity(host: Host, address: PciAddress) -> Identity:
+    """Return the ids and, as far as this user may read it, the serial number of a device.
+
+    An id that cannot be read counts as 0.
+    """
+    ids = [
+        (number(host, address, attribute) or 0) & 0xFFFF
+        for attribute in ("vendor", "device", "subsystem_vendor", "subsystem_device")
+    ]
+    return Identity(*ids, serial_number(host.read_bytes(device_path(address) + "/config") or b""))
+
+
+def header_type(host: Host, address: PciAddress) -> int | None:
+    """Return the header type: 0 endpoint, 1 bridge, 2 CardBus bridge; None when it cannot be read."""
+    config = host.read_bytes(device_path(address) + "/config") or b""
+    return config[0x0E] & 0x7F if len(config) > 0x0E else None
+
+
+def group(host: Host, address: PciAddress) -> int | None:
+    """Return the number of a device's IOMMU group, or None."""
+    name = host.link_name(device_path(address) + "/iommu_group")
+    return int(name) if name is not None and name.isascii() and name.isdigit() else None
+
+
+def group_members(host: Host, group_number: int) -> list[PciAddress]:
+    """Return the devices of an IOMMU group, sorted."""
+    return sorted(parsed(host.names(f"{GROUPS}/{group_number}/devices")))
+
+
+def addresses(host: Host) -> list[PciAddress]:
+    """Return all PCI devices of the host, sorted."""
+    return sorted(parsed(host.names(DEVICES)))
+
+
+def slot_members(host: Host, address: PciAddress) -> list[PciAddress]:
+    """Return all functions of the card that a device is part of, sorted."""
+    functions = (PciAddress(*address[:3], function) for function in range(8))
+    return [function for function in functions if is_present(host, function)]
+
+
+def parsed(names: list[str]) -> list[PciAddress]:
+    """Return those of the names that are PCI addresses, parsed."""
+    found = []
+    for name in names:
+        try:
+            found.append(PciAddress.parse(name))
+        except UsageError:
+            continue
+    return found
+
+
+def direct_regions(host: Host, group_number: int) -> list[str]:
+    """Return the reserved regions of a group for which the firmware demands a 1:1 mapping.
+
+    The kernel refuses to give such a group to anybody (require_direct in drivers/iommu/iommu.c); regions of
+    the type ``direct-relaxable`` do not count.
+    """
+    text = host.read(f"{GROUPS}/{group_number}/reserved_regions") or ""
+    return [f"{words[0]}-{words[1]}" for line in text.splitlines() if (words := line.split())[2:] == ["direct"]]
+
+
+def blocks_its_group(host: Host, address: PciAddress) -> bool:
+    """Tell whether a device's driver keeps its IOMMU group from being given to a domain.
+
+    The kernel's rule (iommu_group_claim_dma_owner): no member may be bound to a driver that manages DMA
+    itself; members without a driver are fine.
+    """
+    bound = driver(host, address)
+    if bound is None or bound in _GROUP_FRIENDLY:
+        return False
+    return not host.exists(device_path(address) + "/vfio-dev")

@@ -1,0 +1,131 @@
+"""What the host itself needs a PCI device for: file systems, swap, the way out, the only keyboard.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.pci.address import PciAddress
+from virtpass.pci.sysfs import parsed
+from virtpass.system.host import Host
+
+_KEY_WORD_BITS = 64
+# The keys that udev asks for too before it calls an input device a keyboard: bits 1 to 31 of the key map.
+_KEYBOARD_KEYS = 0xFFFFFFFE
+
+
+def used_by_host(host: Host) -> dict[PciAddress, list[str]]:
+    """Return for each device that the host cannot spare what it is needed for.
+
+    Returns:
+        phrases such as ``holds the file system /``, by the address of the controller.
+    """
+    needed: dict[PciAddress, list[str]] = {}
+    for address, phrase in (*_storage(host), *_network(host), *_keyboard(host)):
+        phrases = needed.setdefault(address, [])
+        if phrase not in phrases:
+            phrases.append(phrase)
+    return needed
+
+
+def controller(path: str) -> PciAddress | None:
+    """Return the PCI device nearest to a device path such as /sys/devices/pci0000:00/0000:00:04.0/virtio1."""
+    found = parsed(path.split("/"))
+    return found[-1] if found else None
+
+
+def _storage(host: Host) -> list[tuple[PciAddress, str]]:
+    used = []
+    for line in (host.read("/proc/self/mountinfo") or "").splitlines():
+        # Fields: id, parent, major:minor, root, mount point, options, tags ..., "-", type, source, options.
+        head, _, tail = line.partition(" - ")
+        fields, source = head.split(" "), tail.split(" ")
+        if len(fields) < 5 or len(source) < 2:
+            continue
+        # btrfs shows a made-up device number; its source then names a real one.
+        name = host.link_name(f"/sys/dev/block/{fields[2]}") or _device_name(source[1])
+        used.append((name, f"holds the file system {_unescaped(fields[4])}"))
+    for line in (host.read("/proc/swaps") or "").splitlines()[1:]:
+        used.append((_device_name(line.split(" ")[0]), "holds swap"))
+    found = []
+    for block, phrase in used:
+        if block is not None:
+            found += [(address, phrase) for address in _block_controllers(host, block, set())]
+    return found
+
+
+def _device_name(source: str) -> str | None:
+    return source.rpartition("/")[2] if source.startswith("/dev/") else None
+
+
+def _unescaped(path: str) -> str:
+    """Undo the octal escapes of mountinfo; they are there for blanks, tabs, line breaks and backslashes."""
+    for code in (" ", "\t", "\n"):
+        path = path.replace(f"\\{ord(code):03o}", code)
+    return path.replace("\\134", "\\")
+
+
+def _block_controllers(host: Host, block: str, seen: set[str]) -> list[PciAddress]:
+    """Return the controllers beneath a block device, through device mapper and md."""
+    if block in seen:
+        return []
+    seen.add(block)
+    path = f"/sys/class/block/{block}"
+    if lower := host.names(f"{path}/slaves"):
+        return [address for name in lower for address in _block_controllers(host, name, seen)]
+    address = controller(host.real_path(path))
+    return [address] if address is not None else []
+
+
+def _network(host: Host) -> list[tuple[PciAddress, str]]:
+    interfaces = []
+    for line in (host.read("/proc/net/route") or "").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            interfaces.append(fields[0])
+    for line in (host.read("/proc/net/ipv6_route") or "").splitlines():
+        fields = line.split()
+        if len(fields) == 10 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+            interfaces.append(fields[9])
+    found = []
+    for interface in dict.fromkeys(interfaces):
+        phrase = f"carries the default route ({interface})"
+        found += [(address, phrase) for address in _interface_controllers(host, interface, set())]
+    return found
+
+
+def _interface_controllers(host: Host, interface: str, seen: set[str]) -> list[PciAddress]:
+    """Return the devices beneath a network interface, through bridges, bonds and VLANs."""
+    if interface in seen:
+        return []
+    seen.add(interface)
+    path = f"/sys/class/net/{interface}"
+    lower = [name[6:] for name in host.names(path) if name.startswith("lower_")]
+    if lower:
+        return [address for name in lower for address in _interface_controllers(host, name, seen)]
+    address = controller(host.real_path(path))
+    return [address] if address is not None else []
+
+
+def _keyboard(host: Host) -> list[tuple[PciAddress, str]]:
+    keyboards = []
+    for block in (host.read("/proc/bus/input/devices") or "").split("\n\n"):
+        path, keys = "", 0
+        for line in block.splitlines():
+            if line.startswith("S: Sysfs="):
+                path = line[9:]
+            elif line.startswith("B: KEY="):
+                keys = _bitmap(line[7:])
+        if keys & _KEYBOARD_KEYS == _KEYBOARD_KEYS:
+            keyboards.append(controller("/sys" + path))
+    only = set(keyboards)
+    return [(address, "has the only keyboard") for address in only if address is not None and len(only) == 1]
+
+
+def _bitmap(text: str) -> int:
+    """Parse a bitmap of the input layer: hexadecimal words, most significant first, not padded."""
+    value = 0
+    for word in text.split():
+        try:
+            value = value << _KEY_WORD_BITS | int(word, 16)
+        except ValueError:
+            return 0
+    return value

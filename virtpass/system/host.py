@@ -1,0 +1,320 @@
+"""Files of a host below a root directory: the one place where virtpass reads and writes them.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
+from virtpass.system.worker import Worker
+
+_MAX_READ = 1 << 20
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Host:
+    """The files of one host.
+
+    Args:
+        root: directory below which the host's files lie; ``/`` for the machine itself.
+
+    All paths that the methods take are absolute paths as the host itself sees them. Reading methods return
+    None (or an empty list) for what is missing or unreadable: sysfs attributes come and go with drivers.
+    """
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = root.rstrip("/")
+        self._worker: Worker | None = None
+
+    def path(self, path: str) -> str:
+        """Return where ``path`` of the host lies on this machine."""
+        return self.root + path
+
+    # reading
+
+    def read_bytes(self, path: str, limit: int = _MAX_READ) -> bytes | None:
+        """Return the content of a file, at most ``limit`` bytes; None when it cannot be read."""
+        try:
+            descriptor = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            chunks = []
+            left = limit
+            while left > 0 and (chunk := os.read(descriptor, min(left, 65536))):
+                chunks.append(chunk)
+                left -= len(chunk)
+            return b"".join(chunks)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def read(self, path: str) -> str | None:
+        """Return the content of a text file without white space around it; None when it cannot be read."""
+        content = self.read_bytes(path)
+        return None if content is None else content.decode("utf-8", "surrogateescape").strip()
+
+    def link_name(self, path: str) -> str | None:
+        """Return the last component of a symbolic link's target; None when there is no link."""
+        try:
+            return os.path.basename(os.readlink(self.path(path)))
+        except OSError:
+            return None
+
+    def link_target(self, path: str) -> str | None:
+        """Return a symbolic link's target as it is written there; None when there is no link."""
+        try:
+            return os.readlink(self.path(path))
+        except OSError:
+            return None
+
+    def real_path(self, path: str) -> str:
+        """Return ``path`` with the symbolic links in it resolved, as the host sees it."""
+        real = os.path.realpath(self.path(path))
+        return real[len(os.path.realpath(self.root)) :] if self.root else real
+
+    def names(self, path: str) -> list[str]:
+        """Return the sorted names in a directory; empty when it cannot be read."""
+        try:
+            return sorted(os.listdir(self.path(path)))
+        except OSError:
+            return []
+
+    def subdirectories(self, path: str) -> list[str]:
+        """Return the sorted names of the directories in a directory, symbolic links left out."""
+        try:
+            with os.scandir(self.path(path)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is anything at ``path``, a dangling link included."""
+        return os.path.lexists(self.path(path))
+
+    # attributes of the kernel, which may block in a driver
+
+    def read_attribute(self, path: str, deadline: float) -> str:
+        """Read a sysfs attribute that takes a device's lock, such as ``driver_override``.
+
+        Args:
+            path: the attribute.
+            deadline: how long to wait, in seconds.
+
+        Raises:
+            OSError: the kernel refused; errno.ETIMEDOUT when it did not answer within the deadline.
+        """
+        return self._attributes().read(self.path(path), deadline)
+
+    def write_attribute(self, path: str, value: str, deadline: float) -> None:
+        """Write a sysfs attribute in a child process, which is never killed.
+
+        Raises:
+            OSError: as `read_attribute`.
+        """
+        self._attributes().write(self.path(path), value, deadline)
+
+    def _attributes(self) -> Worker:
+        if self._worker is None or self._worker.is_lost:
+            self._worker = Worker()
+        return self._worker
+
+    def device_node_is_busy(self, path: str) -> bool:
+        """Tell whether somebody has a VFIO group open: the kernel lets only one open it.
+
+        A second open fails with EBUSY (vfio_group_fops_open in the kernel's drivers/vfio/group.c).
+        """
+        try:
+            os.close(os.open(self.path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            return error.errno == errno.EBUSY
+        return False
+
+    def run(self, argv: list[str], deadline: float) -> int | None:
+        """Run a program without input and output and return its exit status.
+
+        Args:
+            argv: absolute path of the program and its arguments.
+            deadline: seconds to wait; the program is then left alone, and None is returned.
+        """
+        try:
+            child = os.posix_spawn(
+                argv[0],
+                argv,
+                {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, descriptor, "/dev/null", os.O_RDWR, 0) for descriptor in (0, 1, 2)
+                ],
+                setsid=True,
+            )
+        except OSError:
+            return 127
+        end = time.monotonic() + deadline
+        pause = 0.001
+        while time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        return None
+
+    # files of our own
+
+    def open_directory(self, path: str, *, create: bool = False) -> int:
+        """Open a directory, following no link in any component below the root.
+
+        Args:
+            path: the directory.
+            create: make what is missing, mode 0700.
+
+        Returns:
+            a descriptor, which the caller closes.
+
+        Raises:
+            FileNotFoundError: it does not exist and ``create`` is false.
+            RefusedError: a component is a link or no directory, or others than root may write to it.
+            PermissionDeniedError: this user may not.
+        """
+        descriptor = os.open(self.root or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        walked = ""
+        try:
+            for name in path.strip("/").split("/"):
+                walked += "/" + name
+                descriptor, parent = self._step(descriptor, name, walked, create), descriptor
+                os.close(parent)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _step(self, parent: int, name: str, walked: str, create: bool) -> int:
+        if create:
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise _explained(error, walked) from error
+        try:
+            descriptor = os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _explained(error, walked) from error
+        state = os.fstat(descriptor)
+        if state.st_uid not in (0, os.geteuid()) or stat.S_IMODE(state.st_mode) & 0o022:
+            os.close(descriptor)
+            raise RefusedError(
+                "unsafe-directory", f"others than root may write to {walked}", f"chown root {walked}; chmod go-w {walked}"
+            )
+        return descriptor
+
+    def read_own(self, directory: str, name: str) -> bytes | None:
+        """Return the content of one of our own files; None when it does not exist.
+
+        Raises:
+            RefusedError: it is not a regular file, or not root's.
+            PermissionDeniedError: this user may not read it.
+        """
+        try:
+            parent = self.open_directory(directory)
+        except FileNotFoundError:
+            return None
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _explained(error, f"{directory}/{name}") from error
+        finally:
+            os.close(parent)
+        with open(descriptor, "rb") as file:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode) or state.st_uid not in (0, os.geteuid()):
+                raise RefusedError("unsafe-file", f"{directory}/{name} is not a regular file of root")
+            return file.read(_MAX_READ)
+
+    def append_own(self, directory: str, name: str, content: bytes) -> None:
+        """Append to one of our own files (made with mode 0600) and wait until it is on disk."""
+        parent = self.open_directory(directory, create=True)
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+            try:
+                _write_all(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.fsync(parent)
+        except OSError as error:
+            raise _explained(error, f"{directory}/{name}") from error
+        finally:
+            os.close(parent)
+
+    def remove_own(self, directory: str, name: str) -> None:
+        """Remove one of our own files; nothing happens when it is gone already."""
+        try:
+            parent = self.open_directory(directory)
+        except FileNotFoundError:
+            return
+        try:
+            os.unlink(name, dir_fd=parent)
+            os.fsync(parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _explained(error, f"{directory}/{name}") from error
+        finally:
+            os.close(parent)
+
+    def lock(self, directory: str, name: str, deadline: float) -> int:
+        """Take an exclusive lock on one of our own files.
+
+        Returns:
+            a descriptor; closing it gives the lock back.
+
+        Raises:
+            FailedError: somebody else held it for longer than ``deadline`` seconds.
+        """
+        parent = self.open_directory(directory, create=True)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+        except OSError as error:
+            raise _explained(error, f"{directory}/{name}") from error
+        finally:
+            os.close(parent)
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    os.close(descriptor)
+                    raise FailedError(
+                        "locked",
+                        f"another virtpass command holds {directory}/{name} for more than {deadline:.0f} s",
+                        "wait for it, or look for it with: fuser -v " + f"{directory}/{name}",
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return descriptor
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _explained(error: OSError, path: str) -> Exception:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionDeniedError("permission", f"{path}: {os.strerror(error.errno)}", "run it as root")
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return RefusedError("link-on-path", f"{path} is a symbolic link or not a directory; it is not followed")
+    return FailedError("file", f"{path}: {error.strerror}")
