@@ -101,7 +101,9 @@ class SimulatedHost(Host):
         config = bytearray(64)
         config[0x0E] = header_type
         self.put(f"{real}/config", bytes(config))
-        for name, value in zip(("vendor", "device", "subsystem_vendor", "subsystem_device"), ids, strict=True):
+        for name, value in zip(
+            ("vendor", "device", "subsystem_vendor", "subsystem_device"), ids, strict=True
+        ):
             self.put(f"{real}/{name}", f"0x{value:04x}\n")
         self.put(f"{real}/class", f"0x{class_code:06x}\n")
         self.put(f"{real}/modalias", f"pci:v{ids[0]:08X}d{ids[1]:08X}\n")
@@ -120,6 +122,14 @@ class SimulatedHost(Host):
         self._write_uevent(address)
         return real
 
+    def switch_iommu_off(self) -> None:
+        """Take all IOMMU groups away, as a boot without IOMMU does."""
+        for address in self.state():
+            path = self.path(f"/sys/bus/pci/devices/{address}/iommu_group")
+            if os.path.lexists(path):
+                os.unlink(path)
+        os.rename(self.path("/sys/kernel/iommu_groups"), self.path("/sys/kernel/none"))
+
     # the kernel
 
     def state(self) -> dict[PciAddress, tuple[str | None, str]]:
@@ -127,7 +137,10 @@ class SimulatedHost(Host):
         found = {}
         for name in self.names("/sys/bus/pci/devices"):
             path = f"/sys/bus/pci/devices/{name}"
-            found[PciAddress.parse(name)] = (self.link_name(path + "/driver"), self.read(path + "/driver_override") or "")
+            found[PciAddress.parse(name)] = (
+                self.link_name(path + "/driver"),
+                self.read(path + "/driver_override") or "",
+            )
         return found
 
     def read_attribute(self, path: str, deadline: float) -> str:
@@ -149,7 +162,7 @@ class SimulatedHost(Host):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def device_node_is_busy(self, path: str) -> bool:
-        return path.rpartition("/")[2] in map(str, self.busy_groups)
+        return path.rpartition("/")[2] in self._busy()
 
     def run(self, argv: list[str], deadline: float) -> int | None:
         driver = self.modules.get(argv[-1])
@@ -159,6 +172,9 @@ class SimulatedHost(Host):
         for address in self.state():
             self._probe(address)
         return 0
+
+    def _busy(self) -> list[str | None]:
+        return [str(group) for group in self.busy_groups]
 
     def _device(self, address: PciAddress) -> str:
         path = f"/sys/bus/pci/devices/{address}"
@@ -172,10 +188,14 @@ class SimulatedHost(Host):
             return
         override = self.read(path + "/driver_override")
         driver = override if override not in (None, "(null)") else self.read(path + "/native")
-        if not driver or not self.exists(f"/sys/bus/pci/drivers/{driver}") or (driver, address) in self.refusing:
+        if (
+            not driver
+            or not self.exists(f"/sys/bus/pci/drivers/{driver}")
+            or (driver, address) in self.refusing
+        ):
             return
         group = self.link_name(path + "/iommu_group")
-        if driver not in GROUP_FRIENDLY and group in map(str, self.busy_groups):
+        if driver not in GROUP_FRIENDLY and group in self._busy():
             return
         self._bind(address, driver)
 
@@ -191,7 +211,7 @@ class SimulatedHost(Host):
         if self.link_name(path + "/driver") != driver:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
         if driver == "vfio-pci":
-            if self.link_name(path + "/iommu_group") in map(str, self.busy_groups):
+            if self.link_name(path + "/iommu_group") in self._busy():
                 raise Hangs(path)
         elif address in self.hanging:
             raise Hangs(path)
@@ -200,7 +220,10 @@ class SimulatedHost(Host):
 
     def _write_uevent(self, address: PciAddress) -> None:
         path = f"/sys/bus/pci/devices/{address}"
-        values = [self.read(f"{path}/{name}") or "0x0" for name in ("vendor", "device", "subsystem_vendor", "subsystem_device")]
+        values = [
+            self.read(f"{path}/{name}") or "0x0"
+            for name in ("vendor", "device", "subsystem_vendor", "subsystem_device")
+        ]
         ids = [value[2:].upper() for value in values]
         driver = self.link_name(f"{path}/driver")
         lines = [f"DRIVER={driver}"] if driver else []
@@ -216,16 +239,30 @@ def desktop(root: str) -> SimulatedHost:
         host.add_driver(driver)
     host.put("/sys/module/vfio_iommu_type1/initstate", "live\n")
     os.makedirs(host.path("/proc"), exist_ok=True)
-    behind = host.add_device(PORT, class_code=0x060400, header_type=1, group=4, native="pcieport", ids=(0x1B36, 0xC, 0, 0))
-    host.add_device(
-        CARD, class_code=0x030000, ids=(0x1234, 0x1111, 0x1AF4, 0x1100), group=10, native="bochs-drm", parent=behind
+    behind = host.add_device(
+        PORT, class_code=0x060400, header_type=1, group=4, native="pcieport", ids=(0x1B36, 0xC, 0, 0)
     )
     host.add_device(
-        AUDIO, class_code=0x040300, ids=(0x8086, 0x2668, 0x1AF4, 0x1100), group=10, native="snd_hda_intel", parent=behind
+        CARD,
+        class_code=0x030000,
+        ids=(0x1234, 0x1111, 0x1AF4, 0x1100),
+        group=10,
+        native="bochs-drm",
+        parent=behind,
+    )
+    host.add_device(
+        AUDIO,
+        class_code=0x040300,
+        ids=(0x8086, 0x2668, 0x1AF4, 0x1100),
+        group=10,
+        native="snd_hda_intel",
+        parent=behind,
     )
     host.add_device(NIC, group=11, native="e1000e")
     host.add_device(TWIN, group=12, native="e1000e")
-    disk = host.add_device(DISK, class_code=0x010802, ids=(0x1B36, 0x10, 0x1AF4, 0x1100), group=13, native="nvme")
+    disk = host.add_device(
+        DISK, class_code=0x010802, ids=(0x1B36, 0x10, 0x1AF4, 0x1100), group=13, native="nvme"
+    )
     block = f"{disk}/nvme/nvme0/nvme0n1/nvme0n1p1"
     host.put(f"{block}/dev", "259:1\n")
     host.link("/sys/dev/block/259:1", block)
@@ -238,7 +275,11 @@ def desktop(root: str) -> SimulatedHost:
 
 
 def domain_xml(
-    *addresses: PciAddress, uuid: str = GUEST, name: str = "guest", metadata: str | None = None, managed: str = "yes"
+    *addresses: PciAddress,
+    uuid: str = GUEST,
+    name: str = "guest",
+    metadata: str | None = None,
+    managed: str = "yes",
 ) -> bytes:
     """Return a domain as libvirt formats it for the hook, with our metadata unless it is given."""
     if metadata is None:
@@ -253,6 +294,7 @@ def domain_xml(
         for a in addresses
     )
     return (
-        f"<domain type='kvm' id='3'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n  <metadata>\n    {metadata}\n"
-        f"  </metadata>\n  <memory unit='KiB'>262144</memory>\n  <devices>\n{hostdevs}\n  </devices>\n</domain>\n"
+        f"<domain type='kvm' id='3'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n"
+        f"  <metadata>\n    {metadata}\n  </metadata>\n  <memory unit='KiB'>262144</memory>\n"
+        f"  <devices>\n{hostdevs}\n  </devices>\n</domain>\n"
     ).encode()

@@ -22,6 +22,9 @@ ATTRIBUTE_DEADLINE = 5.0
 DRIVER_DEADLINE = 30.0
 MODULE_DEADLINE = 30.0
 
+# Longer than one hand-over of a card with four functions whose drivers take their time.
+LOCK_DEADLINE = 120.0
+
 STUCK_DIRECTORY = "/run/virtpass/stuck"
 
 OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
@@ -44,10 +47,21 @@ class Step(tuple[PciAddress, str, str]):
         """A sentence for people."""
         address, action, value = self
         if action == OVERRIDE:
-            return f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
+            return (
+                f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
+            )
         if action == UNBIND:
             return f"{address}: unbind from {value}"
         return f"{address}: let {value} bind it"
+
+
+def lock(host: Host) -> int:
+    """Take the lock that everybody takes who moves devices; closing the descriptor gives it back.
+
+    Raises:
+        FailedError: it stayed taken for two minutes.
+    """
+    return host.lock("/run/virtpass", "lock", LOCK_DEADLINE)
 
 
 def homes(host: Host, addresses: list[PciAddress]) -> list[Home]:
@@ -124,34 +138,29 @@ def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
     journal.begin(homes)
     try:
         for step in steps_to_lend(homes):
-            apply(host, journal, step)
+            journal.announce(*step)
+            apply(host, step)
         journal.complete()
-    except VirtpassError as error:
-        if problems := give_back(host, journal):
-            raise FailedError(
-                error.reference,
-                f"{error.what}; not everything could be put back: {'; '.join(problems)}",
-                "run virtpass recover",
-            ) from error
+    except Exception as error:
+        # What a stuck driver holds is no second problem.
+        reference = getattr(error, "reference", "fault")
+        problems = [problem.what for problem in give_back(host, journal) if problem.reference != reference]
+        if problems:
+            what = f"{error}; and not everything could be put back: {'; '.join(problems)}"
+            raise FailedError(reference, what, "run virtpass recover") from error
         raise
 
 
-def give_back(host: Host, journal: Journal) -> list[str]:
+def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
     """Bring devices back to where the journal says they were, from any half-done state.
 
+    Nothing is announced here: the journal has all that is needed since before the first write, and a full
+    file system must not keep a card from coming home.
+
     Returns:
-        what could not be done, one sentence each; when there is nothing, the journal is removed.
+        what could not be done; when there is nothing, the journal is removed.
     """
-    problems: list[str] = []
-    now = []
-    for home in journal.homes:
-        if not sysfs.is_present(host, home.address):
-            continue
-        try:
-            refuse_stuck(host, home.address)
-            now.append(Home(home.address, sysfs.driver(host, home.address), override(host, home.address)))
-        except VirtpassError as error:
-            problems.append(error.what)
+    now, problems = present_state(host, journal)
     failed: set[PciAddress] = set()
     for step in steps_to_give_back(journal, now):
         address, action, _ = step
@@ -160,35 +169,56 @@ def give_back(host: Host, journal: Journal) -> list[str]:
         try:
             if action == UNBIND:
                 refuse_busy(host, address)
-            apply(host, journal, step)
+            apply(host, step)
         except VirtpassError as error:
-            problems.append(error.what)
+            problems.append(error)
             failed.add(address)
     if not problems:
         journal.remove()
     return problems
 
 
-def apply(host: Host, journal: Journal, step: Step) -> None:
-    """Record one step, make it, and read back what came of it.
+def present_state(host: Host, journal: Journal) -> tuple[list[Home], list[VirtpassError]]:
+    """Return where the devices of a journal are now, and what is wrong with those that cannot be asked.
+
+    Devices that have vanished are left out; so are those that are stuck.
+    """
+    now: list[Home] = []
+    problems: list[VirtpassError] = []
+    for home in journal.homes:
+        if not sysfs.is_present(host, home.address):
+            continue
+        try:
+            refuse_stuck(host, home.address)
+            now.append(Home(home.address, sysfs.driver(host, home.address), override(host, home.address)))
+        except VirtpassError as error:
+            problems.append(error)
+    return now, problems
+
+
+def apply(host: Host, step: Step) -> None:
+    """Make one step and read back what came of it.
 
     Raises:
         FailedError: the kernel refused, did not answer in time, or did something else.
     """
     address, action, value = step
-    journal.announce(address, action, value)
     path = sysfs.device_path(address)
     try:
         if action == OVERRIDE:
             # A line break clears it; an empty write would never reach the kernel.
             host.write_attribute(f"{path}/driver_override", value or "\n", ATTRIBUTE_DEADLINE)
             if (override(host, address) or "") != value:
-                raise FailedError("override-refused", f"{address}: the kernel did not take driver_override '{value}'")
+                raise FailedError(
+                    "override-refused", f"{address}: the kernel did not take driver_override '{value}'"
+                )
         elif action == UNBIND:
             unbind = f"{sysfs.DRIVERS}/{checked_name(value)}/unbind"
             host.write_attribute(unbind, str(address), DRIVER_DEADLINE)
             if sysfs.driver(host, address) is not None:
-                raise FailedError("unbind-refused", f"{address} is still bound to {sysfs.driver(host, address)}")
+                raise FailedError(
+                    "unbind-refused", f"{address} is still bound to {sysfs.driver(host, address)}"
+                )
         else:
             probe(host, address, value)
     except OSError as error:
@@ -211,7 +241,9 @@ def probe(host: Host, address: PciAddress, wanted: str) -> None:
     bound = sysfs.driver(host, address)
     if bound != wanted:
         found = f"it is bound to {bound}" if bound else "no driver took it"
-        raise FailedError("not-bound", f"{address} could not be bound to {wanted}: {found}", "look at the kernel log")
+        raise FailedError(
+            "not-bound", f"{address} could not be bound to {wanted}: {found}", "look at the kernel log"
+        )
 
 
 def _drivers_probe(host: Host, address: PciAddress) -> None:
@@ -251,7 +283,9 @@ def refuse_busy(host: Host, address: PciAddress) -> None:
     """
     group = sysfs.group(host, address)
     if group is not None and host.device_node_is_busy(f"/dev/vfio/{group}"):
-        raise FailedError("in-use", f"{address} is still used by a running virtual machine", "shut it down first")
+        raise FailedError(
+            "in-use", f"{address} is still used by a running virtual machine", "shut it down first"
+        )
 
 
 def refuse_stuck(host: Host, address: PciAddress) -> None:
@@ -261,11 +295,15 @@ def refuse_stuck(host: Host, address: PciAddress) -> None:
         FailedError: it is marked stuck.
     """
     if host.read_own(STUCK_DIRECTORY, str(address)) is not None:
-        raise FailedError("stuck", f"a driver hangs with {address}, which stays as it is until the next boot", "reboot")
+        raise FailedError(
+            "stuck", f"a driver hangs with {address}, which stays as it is until the next boot", "reboot"
+        )
 
 
 def _failure(host: Host, address: PciAddress, action: str, error: OSError) -> FailedError:
     if error.errno == errno.ETIMEDOUT:
         host.append_own(STUCK_DIRECTORY, str(address), f"{action}\n".encode())
-        return FailedError("stuck", f"{address}: {action} does not come back from the driver", "reboot the host")
+        return FailedError(
+            "stuck", f"{address}: {action} does not come back from the driver", "reboot the host"
+        )
     return FailedError("kernel-refused", f"{address}: {action}: {error.strerror}")

@@ -16,7 +16,11 @@ _HARMLESS = ("input/",)
 
 def device_nodes(host: Host, address: PciAddress) -> set[str]:
     """Return the device nodes that a device's driver made, such as ``/dev/dri/card0``."""
-    return {node for node in _nodes(host, sysfs.device_path(address), _DEPTH) if not node[5:].startswith(_HARMLESS)}
+    return {
+        node
+        for node in _nodes(host, sysfs.device_path(address), _DEPTH)
+        if not node[5:].startswith(_HARMLESS)
+    }
 
 
 def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str]]:

@@ -72,7 +72,9 @@ class Journal:
     def begin(self, homes: list[Home]) -> None:
         """Record where the devices are."""
         records = [_FORMAT, ("domain", self.uuid, self.name)]
-        records += [("home", str(home.address), home.driver or _NONE, home.override or _NONE) for home in homes]
+        records += [
+            ("home", str(home.address), home.driver or _NONE, home.override or _NONE) for home in homes
+        ]
         self._append(records)
         self.homes = list(homes)
 
@@ -172,7 +174,9 @@ def is_uuid(text: str) -> bool:
 def _quoted(field: str) -> str:
     """Write anything but plain ASCII as %XX, so that tabs and line breaks only separate."""
     return "".join(
-        character if character in _PLAIN else "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+        character
+        if character in _PLAIN
+        else "".join(f"%{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
         for character in field
     )
 

@@ -28,6 +28,15 @@ def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
     for address in addresses:
         refuse_unassignable(host, address)
     refuse_shared_group(host, addresses)
+    refuse_in_use(host, addresses)
+
+
+def refuse_in_use(host: Host, addresses: list[PciAddress]) -> None:
+    """Refuse devices that the host needs, or that a process has open.
+
+    Raises:
+        RefusedError: naming what or who uses one of them.
+    """
     needed = used_by_host(host)
     for address in addresses:
         if phrases := needed.get(address):
@@ -46,8 +55,13 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
         RefusedError: the kernel would refuse it.
     """
     if not sysfs.is_present(host, address):
-        raise NotFoundError("no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them")
-    if sysfs.header_type(host, address) not in (0, None) or (sysfs.number(host, address, "class") or 0) >> 16 == 6:
+        raise NotFoundError(
+            "no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them"
+        )
+    if (
+        sysfs.header_type(host, address) not in (0, None)
+        or (sysfs.number(host, address, "class") or 0) >> 16 == 6
+    ):
         raise RefusedError("bridge", f"{address} is a bridge, which stays with the host")
     group = sysfs.group(host, address)
     if group is None:
@@ -59,7 +73,9 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
             "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on",
         )
     if regions := sysfs.direct_regions(host, group):
-        raise RefusedError("direct-region", f"the firmware keeps memory {regions[0]} mapped for {address} (RMRR)")
+        raise RefusedError(
+            "direct-region", f"the firmware keeps memory {regions[0]} mapped for {address} (RMRR)"
+        )
 
 
 def refuse_shared_group(host: Host, addresses: list[PciAddress]) -> None:
@@ -114,5 +130,7 @@ def refuse_lent(host: Host, addresses: list[PciAddress], borrower: str) -> None:
         for home in journal.homes if journal else ():
             if home.address in addresses and sysfs.driver(host, home.address) == VFIO:
                 raise RefusedError(
-                    "lent", f"{home.address} is lent to the domain {journal.name if journal else uuid}", "shut that down first"
+                    "lent",
+                    f"{home.address} is lent to the domain {journal.name if journal else uuid}",
+                    "shut that down first",
                 )

@@ -17,15 +17,11 @@ import time
 
 from virtpass.binding import engine, safety
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
-from virtpass.hook.request import KNOWN_POLICY, Request, parse_request
+from virtpass.binding.policy import KNOWN_POLICY
+from virtpass.hook.request import Request, parse_request
 from virtpass.pci.sysfs import driver
-from virtpass.system.errors import FailedError, RefusedError, VirtpassError
+from virtpass.system.errors import FailedError, RefusedError, VirtpassError, one_line
 from virtpass.system.host import Host
-
-LOCK_DIRECTORY, LOCK_NAME = "/run/virtpass", "lock"
-
-# Longer than one hand-over of a card with four functions whose drivers take their time.
-LOCK_DEADLINE = 120.0
 
 _MAX_XML = 16 << 20
 _HEAD_DESCRIPTOR = 3
@@ -65,19 +61,19 @@ def run(host: Host, operation: str, xml: bytes) -> int:
     began = time.monotonic()
     try:
         request = parse_request(xml)
-        lock = host.lock(LOCK_DIRECTORY, LOCK_NAME, LOCK_DEADLINE)
+        lock = engine.lock(host)
         try:
             done = _prepare(host, request) if operation == "prepare" else _release(host, request)
         finally:
             os.close(lock)
     except VirtpassError as error:
         return _failed(operation, error.line)
-    except Exception as error:  # noqa: BLE001 - whatever it is, libvirt must get one line and not a traceback
+    except Exception as error:  # whatever it is, libvirt must get one line and not a traceback
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
-        return _failed(operation, f"fault in the hook: {type(error).__name__}: {error} ({place})")
+        return _failed(operation, one_line(f"fault in the hook: {type(error).__name__}: {error} ({place})"))
     if done:
         _log(syslog.LOG_INFO, f"{operation} {request.name}: {done} in {time.monotonic() - began:.2f} s")
     return 0
@@ -97,7 +93,9 @@ def _prepare(host: Host, request: Request) -> str:
     for key, value in request.policy.items():
         if value not in KNOWN_POLICY.get(key, ()):
             known = ", ".join(f"{name}={'|'.join(values)}" for name, values in KNOWN_POLICY.items())
-            raise RefusedError("policy", f"the domain's policy {key}={value} is not known here", f"known: {known}")
+            raise RefusedError(
+                "policy", f"the domain's policy {key}={value} is not known here", f"known: {known}"
+            )
     if not is_uuid(request.uuid):
         raise RefusedError("uuid", f"'{request.uuid}' is not a UUID")
     if left := read_journal(host, request.uuid):
@@ -129,7 +127,11 @@ def _release(host: Host, request: Request) -> str:
 
 def _finish(host: Host, journal: Journal) -> None:
     if problems := engine.give_back(host, journal):
-        raise FailedError("not-given-back", "; ".join(problems), f"run virtpass recover (record: {DIRECTORY}/{journal.uuid})")
+        raise FailedError(
+            "not-given-back",
+            "; ".join(problem.what for problem in problems),
+            f"run virtpass recover (record: {DIRECTORY}/{journal.uuid})",
+        )
 
 
 def _failed(operation: str, line: str) -> int:

@@ -13,6 +13,7 @@ MODULES = (
     "binding/engine.py",
     "binding/holders.py",
     "binding/journal.py",
+    "binding/policy.py",
     "binding/safety.py",
     "hook/__init__.py",
     "hook/entry.py",

@@ -5,14 +5,10 @@ Imported by the hook: the imports here are on its allow-list.
 
 from pyexpat import ExpatError, ParserCreate
 
+from virtpass.binding.policy import NAMESPACE
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import UsageError
-
-NAMESPACE = "urn:virtpass:passthrough:1"
-
-# The only policy that exists today: a card that processes of the host use is not taken from them.
-KNOWN_POLICY = {"display": ("refuse",)}
 
 _MAX_XML = 16 << 20
 _UUID = ["domain", "uuid"]
@@ -84,9 +80,11 @@ class _Reader:
         self._path.append(tag)
         path, request = self._path, self.request
         if path == _HOSTDEV:
-            self._is_pci = attributes.get("mode", "subsystem") == "subsystem" and attributes.get("type") == "pci"
+            self._is_pci = (
+                attributes.get("mode", "subsystem") == "subsystem" and attributes.get("type") == "pci"
+            )
         elif path == _SOURCE_ADDRESS and self._is_pci:
-            address = _source_address(attributes)
+            address = PciAddress.from_attributes(attributes)
             if address not in request.devices:
                 request.devices.append(address)
         elif path == _PASSTHROUGH:
@@ -114,31 +112,14 @@ def _refuse_doctype(*_: object) -> None:
     raise UsageError("xml-doctype", "the domain's XML has a document type, which libvirt never writes")
 
 
-def _source_address(attributes: dict[str, str]) -> PciAddress:
-    try:
-        return PciAddress(
-            *(_number(attributes.get(part, "0")) for part in ("domain", "bus", "slot", "function"))  # type: ignore[arg-type]
-        )
-    except ValueError as error:
-        raise UsageError("xml-address", "a hostdev's source address in the domain's XML has no numbers") from error
-
-
-def _number(text: str) -> int:
-    """Parse a number as libvirt does (strtoul with base 0): 0x is hexadecimal, a leading 0 octal.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not text.isascii() or "_" in text:
-        raise ValueError(text)
-    if text[:2].lower() != "0x" and text[:1] == "0" and len(text) > 1:
-        return int(text, 8)
-    return int(text, 0)
-
-
 def _recorded(attributes: dict[str, str]) -> tuple[PciAddress, Identity]:
     try:
-        ids = [int(attributes[key], 16) for key in ("vendor", "device", "subsystem-vendor", "subsystem-device")]
-        return PciAddress.parse(attributes["address"]), Identity(*ids, attributes.get("serial", ""))
+        vendor, device, board_vendor, board = (
+            int(attributes[key], 16) for key in ("vendor", "device", "subsystem-vendor", "subsystem-device")
+        )
+        identity = Identity(vendor, device, board_vendor, board, attributes.get("serial", ""))
+        return PciAddress.parse(attributes["address"]), identity
     except (KeyError, ValueError) as error:
-        raise UsageError("metadata", f"the metadata of virtpass in the domain's XML is not understood: {error}") from error
+        raise UsageError(
+            "metadata", f"the metadata of virtpass in the domain's XML is not understood: {error}"
+        ) from error

@@ -5,6 +5,12 @@ Imported by the hook: no imports beyond `virtpass.system.errors`.
 
 from virtpass.system.errors import UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OCTAL = frozenset("01234567")
+_DECIMAL = frozenset("0123456789")
 _HEX = frozenset("0123456789abcdefABCDEF")
 
 
@@ -74,6 +80,18 @@ class PciAddress(tuple[int, int, int, int]):
             raise UsageError("node-device-name", f"'{name}' is not the name of a PCI node device")
         return cls.parse(f"{parts[1]}:{parts[2]}:{parts[3]}.{parts[4]}")
 
+    @classmethod
+    def from_attributes(cls, attributes: "Mapping[str, str]") -> "PciAddress":
+        """Parse the attributes of an ``<address>`` in libvirt's XML; what is left out is 0.
+
+        Raises:
+            UsageError: one is no number, or out of range.
+        """
+        domain, bus, slot, function = (
+            libvirt_number(attributes.get(part, "0")) for part in ("domain", "bus", "slot", "function")
+        )
+        return cls(domain, bus, slot, function)
+
     @property
     def domain(self) -> int:
         """PCI domain (also called segment)."""
@@ -110,3 +128,24 @@ class PciAddress(tuple[int, int, int, int]):
     def __repr__(self) -> str:
         """``PciAddress(0000:01:00.0)``."""
         return f"PciAddress({self})"
+
+
+def libvirt_number(text: str) -> int:
+    """Parse a number as libvirt does: ``0x`` starts a hexadecimal number, another leading 0 an octal one.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text[:2] in ("0x", "0X"):
+        base, digits, allowed = 16, text[2:], _HEX
+    elif text[:1] == "0":
+        base, digits, allowed = 8, text, _OCTAL
+    else:
+        base, digits, allowed = 10, text, _DECIMAL
+    if not digits or not allowed.issuperset(digits) or len(digits) > 16:
+        raise UsageError(
+            "xml-number",
+            f"'{text[:40]}' in an address of the domain's XML is not a number",
+            "write it like 0x1f",
+        )
+    return int(digits, base)

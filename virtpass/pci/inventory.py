@@ -117,7 +117,9 @@ def read_device(host: Host, address: PciAddress) -> Device:
 
 def no_device(address: PciAddress) -> NotFoundError:
     """Return the error for an address at which there is nothing."""
-    return NotFoundError("no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them")
+    return NotFoundError(
+        "no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them"
+    )
 
 
 def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> Device:
@@ -142,8 +144,13 @@ def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> 
 
 
 def _identity(fields: dict[str, str]) -> Identity:
-    ids = [_hex(part) & 0xFFFF for key in ("PCI_ID", "PCI_SUBSYS_ID") for part in f"{fields.get(key, '')}:".split(":")[:2]]
-    return Identity(*ids)
+    vendor, _, device = fields.get("PCI_ID", "").partition(":")
+    board_vendor, _, board = fields.get("PCI_SUBSYS_ID", "").partition(":")
+    return Identity(_id(vendor), _id(device), _id(board_vendor), _id(board))
+
+
+def _id(text: str) -> int:
+    return _hex(text) & 0xFFFF
 
 
 def _hex(text: str) -> int:

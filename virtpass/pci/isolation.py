@@ -77,7 +77,9 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     if device.is_bridge:
         return [Reason("bridge", "bridges stay with the host", Level.NEVER)]
     if device.header_type not in (0, None):
-        return [Reason("header-type", f"its header type {device.header_type} cannot be assigned", Level.NEVER)]
+        return [
+            Reason("header-type", f"its header type {device.header_type} cannot be assigned", Level.NEVER)
+        ]
     if not inventory.groups:
         return [Reason("no-iommu", "no IOMMU is active on this host", Level.NEVER)]
     if device.group is None:
@@ -86,8 +88,13 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
         return [Reason("direct-region", f"the firmware keeps memory {regions[0]} mapped for it", Level.NEVER)]
     reasons = []
     if not inventory.interrupts_are_safe:
-        reasons.append(Reason("no-interrupt-remapping", "interrupts are not remapped on this host", Level.BLOCKED))
-    reasons += [Reason("host-needs-it", f"it {phrase}", Level.BLOCKED) for phrase in inventory.needed.get(device.address, ())]
+        reasons.append(
+            Reason("no-interrupt-remapping", "interrupts are not remapped on this host", Level.BLOCKED)
+        )
+    reasons += [
+        Reason("host-needs-it", f"it {phrase}", Level.BLOCKED)
+        for phrase in inventory.needed.get(device.address, ())
+    ]
     reasons += _companions(inventory, device.group, going)
     reasons += _notes(inventory, device)
     return reasons
@@ -114,7 +121,9 @@ def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) 
 def _notes(inventory: Inventory, device: Device) -> list[Reason]:
     notes = []
     if device.physical_function is not None:
-        notes.append(Reason("virtual-function", f"virtual function of {device.physical_function}", Level.READY))
+        notes.append(
+            Reason("virtual-function", f"virtual function of {device.physical_function}", Level.READY)
+        )
     if device.is_display and not any(
         other.is_display and other.address != device.address and other.driver not in (None, "vfio-pci")
         for other in inventory.devices.values()

@@ -46,11 +46,12 @@ def identity(host: Host, address: PciAddress) -> Identity:
 
     An id that cannot be read counts as 0.
     """
-    ids = [
+    vendor, device, board_vendor, board = (
         (number(host, address, attribute) or 0) & 0xFFFF
         for attribute in ("vendor", "device", "subsystem_vendor", "subsystem_device")
-    ]
-    return Identity(*ids, serial_number(host.read_bytes(device_path(address) + "/config") or b""))
+    )
+    serial = serial_number(host.read_bytes(device_path(address) + "/config") or b"")
+    return Identity(vendor, device, board_vendor, board, serial)
 
 
 def header_type(host: Host, address: PciAddress) -> int | None:
@@ -99,7 +100,9 @@ def direct_regions(host: Host, group_number: int) -> list[str]:
     the type ``direct-relaxable`` do not count.
     """
     text = host.read(f"{GROUPS}/{group_number}/reserved_regions") or ""
-    return [f"{words[0]}-{words[1]}" for line in text.splitlines() if (words := line.split())[2:] == ["direct"]]
+    return [
+        f"{words[0]}-{words[1]}" for line in text.splitlines() if (words := line.split())[2:] == ["direct"]
+    ]
 
 
 def blocks_its_group(host: Host, address: PciAddress) -> bool:

@@ -13,6 +13,11 @@ from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedEr
 from virtpass.system.worker import Worker
 
 _MAX_READ = 1 << 20
+# Everybody may see what is lent to whom; only root may change it.
+_DIRECTORY_MODE = 0o755
+_FILE_MODE = 0o644
+# Who may open a file may lock it; and a file that is being written is nobody else's yet.
+_PRIVATE_MODE = 0o600
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -166,18 +171,18 @@ class Host:
 
     # files of our own
 
-    def open_directory(self, path: str, *, create: bool = False) -> int:
+    def open_directory(self, path: str, *, create: int = 0) -> int:
         """Open a directory, following no link in any component below the root.
 
         Args:
             path: the directory.
-            create: make what is missing, mode 0700.
+            create: the mode with which missing directories are made; 0 makes none.
 
         Returns:
             a descriptor, which the caller closes.
 
         Raises:
-            FileNotFoundError: it does not exist and ``create`` is false.
+            FileNotFoundError: it does not exist and ``create`` is 0.
             RefusedError: a component is a link or no directory, or others than root may write to it.
             PermissionDeniedError: this user may not.
         """
@@ -193,10 +198,10 @@ class Host:
             raise
         return descriptor
 
-    def _step(self, parent: int, name: str, walked: str, create: bool) -> int:
+    def _step(self, parent: int, name: str, walked: str, create: int) -> int:
         if create:
             try:
-                os.mkdir(name, 0o700, dir_fd=parent)
+                os.mkdir(name, create, dir_fd=parent)
             except FileExistsError:
                 pass
             except OSError as error:
@@ -208,12 +213,21 @@ class Host:
         except OSError as error:
             raise _explained(error, walked) from error
         state = os.fstat(descriptor)
-        if state.st_uid not in (0, os.geteuid()) or stat.S_IMODE(state.st_mode) & 0o022:
+        if not _is_own(state):
             os.close(descriptor)
             raise RefusedError(
-                "unsafe-directory", f"others than root may write to {walked}", f"chown root {walked}; chmod go-w {walked}"
+                "unsafe-directory",
+                f"others than root may write to {walked}",
+                f"chown root {walked}; chmod go-w {walked}",
             )
         return descriptor
+
+    def is_own(self, path: str) -> bool:
+        """Tell whether nobody but root may write to a file."""
+        try:
+            return _is_own(os.lstat(self.path(path)))
+        except OSError:
+            return False
 
     def read_own(self, directory: str, name: str) -> bytes | None:
         """Return the content of one of our own files; None when it does not exist.
@@ -227,7 +241,9 @@ class Host:
         except FileNotFoundError:
             return None
         try:
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent)
+            descriptor = os.open(
+                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent
+            )
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -236,16 +252,16 @@ class Host:
             os.close(parent)
         with open(descriptor, "rb") as file:
             state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode) or state.st_uid not in (0, os.geteuid()):
+            if not stat.S_ISREG(state.st_mode) or not _is_own(state):
                 raise RefusedError("unsafe-file", f"{directory}/{name} is not a regular file of root")
             return file.read(_MAX_READ)
 
     def append_own(self, directory: str, name: str, content: bytes) -> None:
-        """Append to one of our own files (made with mode 0600) and wait until it is on disk."""
-        parent = self.open_directory(directory, create=True)
+        """Append to one of our own files and wait until it is on disk."""
+        parent = self.open_directory(directory, create=_DIRECTORY_MODE)
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+            descriptor = os.open(name, flags, _FILE_MODE, dir_fd=parent)
             try:
                 _write_all(descriptor, content)
                 os.fsync(descriptor)
@@ -256,6 +272,70 @@ class Host:
             raise _explained(error, f"{directory}/{name}") from error
         finally:
             os.close(parent)
+
+    def replace_own(self, directory: str, name: str, content: bytes, mode: int) -> None:
+        """Write one of our own files as a whole: it has the old content or the new one, never a part.
+
+        The temporary file lies beside the directory, not in it: libvirt runs every executable file that it
+        finds in a hook directory.
+
+        Args:
+            directory: where it belongs; missing directories are made with mode 0755.
+            name: its name there.
+            content: what it shall hold.
+            mode: its permissions.
+
+        Raises:
+            RefusedError, PermissionDeniedError, FailedError: it could not be written; nothing changed.
+        """
+        beside, _, last = directory.rpartition("/")
+        parent = self.open_directory(beside, create=_DIRECTORY_MODE)
+        target = temporary = None
+        try:
+            target = self._step(parent, last, directory, _DIRECTORY_MODE)
+            temporary = f".virtpass-{os.urandom(8).hex()}"
+            descriptor = os.open(
+                temporary,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                _PRIVATE_MODE,
+                dir_fd=parent,
+            )
+            try:
+                _write_all(descriptor, content)
+                os.fchmod(descriptor, mode)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=target)
+            temporary = None
+            os.fsync(target)
+        except OSError as error:
+            raise _explained(error, f"{directory}/{name}") from error
+        finally:
+            if temporary is not None:
+                _unlink_quietly(temporary, parent)
+            if target is not None:
+                os.close(target)
+            os.close(parent)
+
+    def remove_directory(self, directory: str) -> bool:
+        """Remove a directory if it is empty; tell whether it is gone."""
+        beside, _, last = directory.rpartition("/")
+        try:
+            parent = self.open_directory(beside)
+        except FileNotFoundError:
+            return True
+        try:
+            os.rmdir(last, dir_fd=parent)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise _explained(error, directory) from error
+        finally:
+            os.close(parent)
+        return True
 
     def remove_own(self, directory: str, name: str) -> None:
         """Remove one of our own files; nothing happens when it is gone already."""
@@ -282,10 +362,10 @@ class Host:
         Raises:
             FailedError: somebody else held it for longer than ``deadline`` seconds.
         """
-        parent = self.open_directory(directory, create=True)
+        parent = self.open_directory(directory, create=_DIRECTORY_MODE)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+            descriptor = os.open(name, flags, _PRIVATE_MODE, dir_fd=parent)
         except OSError as error:
             raise _explained(error, f"{directory}/{name}") from error
         finally:
@@ -307,14 +387,27 @@ class Host:
                 return descriptor
 
 
+def _is_own(state: os.stat_result) -> bool:
+    return state.st_uid in (0, os.geteuid()) and not stat.S_IMODE(state.st_mode) & 0o022
+
+
 def _write_all(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
+
+
+def _unlink_quietly(name: str, parent: int) -> None:
+    try:
+        os.unlink(name, dir_fd=parent)
+    except OSError:
+        pass
 
 
 def _explained(error: OSError, path: str) -> Exception:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDeniedError("permission", f"{path}: {os.strerror(error.errno)}", "run it as root")
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return RefusedError("link-on-path", f"{path} is a symbolic link or not a directory; it is not followed")
+        return RefusedError(
+            "link-on-path", f"{path} is a symbolic link or not a directory; it is not followed"
+        )
     return FailedError("file", f"{path}: {error.strerror}")

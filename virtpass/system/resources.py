@@ -21,4 +21,6 @@ def directory(name: str) -> Path:
         return package / name
     if (package.parent / "pyproject.toml").is_file() and (package.parent / name).is_dir():
         return package.parent / name
-    raise FailedError("incomplete-installation", f"virtpass is installed without its {name}", "install it again")
+    raise FailedError(
+        "incomplete-installation", f"virtpass is installed without its {name}", "install it again"
+    )

@@ -50,24 +50,27 @@ class Worker:
         request = b"\0".join((kind, os.fsencode(path), value.encode()))
         if len(request) > _LIMIT:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
-        os.write(self._requests, request)
+        try:
+            os.write(self._requests, request)
+        except OSError:
+            self._lose()
+            raise
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         if not poll.poll(deadline * 1000):
-            self.is_lost = True
-            self._close()
+            self._lose()
             raise OSError(errno.ETIMEDOUT, f"no answer within {deadline:.0f} s", path)
         answer = os.read(self._answers, _LIMIT)
         if not answer:
-            self.is_lost = True
-            self._close()
+            self._lose()
             raise OSError(errno.EPIPE, "the process that accesses sysfs ended", path)
         number, _, text = answer.partition(b"\0")
         if code := int(number):
             raise OSError(code, os.strerror(code), path)
         return text.decode("utf-8", "surrogateescape").strip()
 
-    def _close(self) -> None:
+    def _lose(self) -> None:
+        self.is_lost = True
         os.close(self._requests)
         os.close(self._answers)
 

@@ -1,0 +1,212 @@
+"""The engine on a simulated kernel: devices get to vfio-pci and back, whatever stands in the way."""
+
+import os
+
+import pytest
+
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SPARE, TWIN, SimulatedHost
+from virtpass.binding import engine
+from virtpass.binding.journal import Journal, journals, read_journal
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError
+
+
+def lend(host: SimulatedHost, *addresses: PciAddress) -> Journal:
+    journal = Journal(host, GUEST, "guest")
+    engine.lend(host, journal, engine.homes(host, list(addresses)))
+    return journal
+
+
+def give_back(host: SimulatedHost) -> list[str]:
+    journal = read_journal(host, GUEST)
+    assert journal is not None
+    return [problem.what for problem in engine.give_back(host, journal)]
+
+
+def drivers(host: SimulatedHost, *addresses: PciAddress) -> list[str | None]:
+    state = host.state()
+    return [state[address][0] for address in addresses]
+
+
+def test_a_card_goes_and_comes_back_as_it_was(host: SimulatedHost) -> None:
+    before = host.state()
+    lend(host, CARD, AUDIO)
+    assert drivers(host, CARD, AUDIO) == ["vfio-pci", "vfio-pci"]
+    assert give_back(host) == []
+    assert host.state() == before
+    assert journals(host) == []
+
+
+def test_the_identical_twin_stays_with_the_host(host: SimulatedHost) -> None:
+    lend(host, NIC)
+    assert drivers(host, NIC, TWIN) == ["vfio-pci", "e1000e"]
+    assert host.state()[TWIN] == ("e1000e", "(null)")
+
+
+def test_the_override_comes_first_and_nothing_is_written_to_new_id(host: SimulatedHost) -> None:
+    lend(host, CARD, AUDIO)
+    written = [path.rpartition("/")[2] for path, _ in host.calls]
+    assert written == ["driver_override"] * 2 + ["unbind", "drivers_probe"] * 2
+
+
+def test_siblings_leave_before_function_0_and_return_after_it(host: SimulatedHost) -> None:
+    lend(host, CARD, AUDIO)
+    assert [value for path, value in host.calls if path.endswith("unbind")] == [str(AUDIO), str(CARD)]
+    host.calls.clear()
+    give_back(host)
+    probed = [value for path, value in host.calls if path.endswith("drivers_probe")]
+    assert probed == [str(CARD), str(AUDIO)]
+
+
+def test_every_write_is_announced_before_it_is_made(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = host.write_attribute
+
+    def checked(path: str, value: str, deadline: float) -> None:
+        record = host.read_own("/run/virtpass/lent", GUEST) or b""
+        last = record.decode().splitlines()[-1].split("\t")
+        subject = value if path.endswith(("unbind", "drivers_probe")) else path.split("/")[-2]
+        assert last[0] == "write"
+        assert last[1].replace("%3a", ":") == subject
+        write(path, value, deadline)
+
+    monkeypatch.setattr(host, "write_attribute", checked)
+    lend(host, CARD, AUDIO)
+
+
+def test_a_record_that_cannot_grow_does_not_keep_devices_from_coming_back(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = host.state()
+    lend(host, CARD, AUDIO)
+
+    def full(*_: object) -> None:
+        raise FailedError("file", "No space left on device")
+
+    monkeypatch.setattr(host, "append_own", full)
+    assert give_back(host) == []
+    assert host.state() == before
+
+
+def test_a_device_on_vfio_pci_already_stays_there(host: SimulatedHost) -> None:
+    host.write_attribute(f"/sys/bus/pci/devices/{NIC}/driver_override", "vfio-pci", 1)
+    host.write_attribute("/sys/bus/pci/drivers/e1000e/unbind", str(NIC), 1)
+    host.write_attribute("/sys/bus/pci/drivers_probe", str(NIC), 1)
+    before = host.state()
+    host.calls.clear()
+    lend(host, NIC)
+    assert give_back(host) == []
+    assert host.calls == []
+    assert host.state() == before
+
+
+def test_a_device_without_driver_comes_back_without_driver(host: SimulatedHost) -> None:
+    lend(host, SPARE)
+    assert drivers(host, SPARE) == ["vfio-pci"]
+    assert give_back(host) == []
+    assert host.state()[SPARE] == (None, "(null)")
+
+
+def test_a_device_that_has_a_driver_but_was_unbound_stays_unbound(host: SimulatedHost) -> None:
+    host.write_attribute("/sys/bus/pci/drivers/e1000e/unbind", str(NIC), 1)
+    lend(host, NIC)
+    assert give_back(host) == []
+    assert host.state()[NIC] == (None, "(null)")
+
+
+def test_an_override_of_somebody_else_comes_back(host: SimulatedHost) -> None:
+    host.write_attribute(f"/sys/bus/pci/devices/{NIC}/driver_override", "e1000e", 1)
+    lend(host, NIC)
+    give_back(host)
+    assert host.state()[NIC] == ("e1000e", "e1000e")
+
+
+def test_an_override_that_somebody_set_meanwhile_is_left_alone(host: SimulatedHost) -> None:
+    lend(host, NIC)
+    host.write_attribute(f"/sys/bus/pci/devices/{NIC}/driver_override", "e1000e", 1)
+    assert give_back(host) == []
+    assert host.state()[NIC] == ("e1000e", "e1000e")
+
+
+def test_when_the_second_function_cannot_be_bound_everything_is_back(host: SimulatedHost) -> None:
+    before = host.state()
+    host.refusing.add(("vfio-pci", CARD))
+    with pytest.raises(FailedError, match=f"{CARD} could not be bound to vfio-pci: no driver took it"):
+        lend(host, CARD, AUDIO)
+    assert host.state() == before
+    assert journals(host) == []
+
+
+def test_a_driver_that_hangs_is_left_and_the_rest_comes_back(host: SimulatedHost) -> None:
+    before = host.state()
+    host.hanging.add(CARD)
+    with pytest.raises(FailedError, match="does not come back from the driver") as caught:
+        lend(host, CARD, AUDIO)
+    assert caught.value.line.endswith("reboot the host")
+    assert host.state()[AUDIO] == before[AUDIO]
+    host.calls.clear()
+    with pytest.raises(FailedError, match="hangs"):
+        lend(host, CARD)
+    assert host.calls == []
+
+
+def test_a_device_that_a_guest_still_uses_is_not_unbound(host: SimulatedHost) -> None:
+    lend(host, CARD, AUDIO)
+    host.busy_groups.add(10)
+    host.calls.clear()
+    problems = give_back(host)
+    assert any("still used by a running virtual machine" in problem for problem in problems)
+    assert not [path for path, _ in host.calls if path.endswith("unbind")]
+    host.busy_groups.clear()
+    assert give_back(host) == []
+    assert drivers(host, CARD, AUDIO) == ["bochs-drm", "snd_hda_intel"]
+
+
+def test_a_module_that_was_unloaded_meanwhile_is_loaded_again(host: SimulatedHost) -> None:
+    lend(host, NIC)
+    for attribute in ("bind", "unbind"):
+        os.unlink(host.path(f"/sys/bus/pci/drivers/e1000e/{attribute}"))
+    os.rmdir(host.path("/sys/bus/pci/drivers/e1000e"))
+    host.modules["pci:v00008086d000010D3"] = "e1000e"
+    assert give_back(host) == []
+    assert drivers(host, NIC) == ["e1000e"]
+
+
+def test_a_host_driver_that_refuses_is_reported_and_the_record_kept(host: SimulatedHost) -> None:
+    lend(host, CARD, AUDIO)
+    host.refusing.add(("bochs-drm", CARD))
+    assert give_back(host) == [f"{CARD} could not be bound to bochs-drm: no driver took it"]
+    assert drivers(host, CARD, AUDIO) == [None, "snd_hda_intel"]
+    host.refusing.clear()
+    assert give_back(host) == []
+    assert drivers(host, CARD) == ["bochs-drm"]
+
+
+def test_a_device_that_vanished_is_forgotten(host: SimulatedHost) -> None:
+    lend(host, CARD, NIC)
+    os.unlink(host.path(f"/sys/bus/pci/devices/{NIC}"))
+    assert give_back(host) == []
+    assert drivers(host, CARD) == ["bochs-drm"]
+
+
+def test_what_libvirt_gave_back_already_is_left_alone(host: SimulatedHost) -> None:
+    lend(host, CARD, AUDIO)
+    for address in (CARD, AUDIO):
+        host.write_attribute(f"/sys/bus/pci/devices/{address}/driver_override", "\n", 1)
+        host.write_attribute("/sys/bus/pci/drivers/vfio-pci/unbind", str(address), 1)
+        host.write_attribute("/sys/bus/pci/drivers_probe", str(address), 1)
+    host.calls.clear()
+    assert give_back(host) == []
+    assert host.calls == []
+
+
+def test_vfio_is_loaded_when_it_is_missing(host: SimulatedHost) -> None:
+    for attribute in ("bind", "unbind"):
+        os.unlink(host.path(f"/sys/bus/pci/drivers/vfio-pci/{attribute}"))
+    os.rmdir(host.path("/sys/bus/pci/drivers/vfio-pci"))
+    with pytest.raises(FailedError, match="cannot be loaded"):
+        lend(host, NIC)
+    host.modules["vfio-pci"] = "vfio-pci"
+    lend(host, NIC)
+    assert drivers(host, NIC) == ["vfio-pci"]

@@ -1,0 +1,109 @@
+"""The journal: what was written is read back, and nothing in it is trusted."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.pci.test_address import addresses
+from tests.simulation import GUEST, OTHER, SimulatedHost
+from virtpass.binding.journal import DIRECTORY, Home, Journal, journals, read_journal
+from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.host import Host
+
+drivers = st.none() | st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,20}", fullmatch=True)
+homes = st.lists(st.builds(Home, addresses, drivers, drivers), max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(max_size=40), homes=homes, complete=st.booleans())
+def test_what_was_written_is_read_back(tmp_path: Path, name: str, homes: list[Home], complete: bool) -> None:
+    host = Host(str(tmp_path))
+    journal = Journal(host, GUEST, name)
+    journal.begin(homes)
+    for home in homes:
+        journal.announce(home.address, "override", "vfio-pci")
+    if complete:
+        journal.complete()
+    seen = read_journal(host, GUEST)
+    journal.remove()
+    assert seen is not None
+    assert (seen.name, seen.homes, seen.is_complete) == (name, homes, complete)
+    assert seen.overridden == {home.address for home in homes}
+    assert read_journal(host, GUEST) is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_any_content_is_understood_or_refused(tmp_path: Path, content: bytes) -> None:
+    host = SimulatedHost(str(tmp_path))
+    host.put(f"{DIRECTORY}/{GUEST}", content)
+    try:
+        read_journal(host, GUEST)
+    except FailedError as error:
+        assert error.reference == "journal-unreadable"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"domain\t{OTHER}\tguest",
+        "home\t0000:01:00.0\t../../x\t-",
+        "home\t0000:01:00.0\ta%2fb\t-",
+        "home\tnowhere\t-\t-",
+        "home\t0000:01:00.0\t%\t-",
+        "whatever",
+    ],
+)
+def test_a_record_that_is_none_of_ours_is_refused(host: SimulatedHost, line: str) -> None:
+    host.put(f"{DIRECTORY}/{GUEST}", f"virtpass\t1\n{line}\n")
+    with pytest.raises(FailedError, match="is not a record of virtpass"):
+        read_journal(host, GUEST)
+
+
+def test_another_format_is_refused(host: SimulatedHost) -> None:
+    host.put(f"{DIRECTORY}/{GUEST}", "virtpass\t2\n")
+    with pytest.raises(FailedError):
+        read_journal(host, GUEST)
+
+
+def test_a_line_that_was_cut_off_announced_nothing(host: SimulatedHost) -> None:
+    host.put(f"{DIRECTORY}/{GUEST}", "virtpass\t1\nhome\t0000:01:00.0\tbochs-drm\t-\nhome\t0000:01")
+    journal = read_journal(host, GUEST)
+    assert journal is not None
+    assert len(journal.homes) == 1
+
+
+def test_only_uuids_name_journals(host: SimulatedHost) -> None:
+    host.put(f"{DIRECTORY}/{GUEST}", "")
+    host.put(f"{DIRECTORY}/notes.txt", "")
+    assert journals(host) == [GUEST]
+
+
+def test_a_link_in_place_of_a_journal_is_not_followed(host: SimulatedHost, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    os.makedirs(host.path(DIRECTORY))
+    os.symlink(victim, host.path(f"{DIRECTORY}/{GUEST}"))
+    with pytest.raises(RefusedError):
+        Journal(host, GUEST, "guest").begin([])
+    assert victim.read_text() == "precious\n"
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(host: SimulatedHost, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.makedirs(host.path("/run/virtpass"))
+    os.symlink(elsewhere, host.path(DIRECTORY))
+    with pytest.raises(RefusedError):
+        Journal(host, GUEST, "guest").begin([])
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_directory_that_others_may_write_is_not_used(host: SimulatedHost) -> None:
+    os.makedirs(host.path("/run/virtpass"))
+    os.chmod(host.path("/run/virtpass"), 0o777)
+    with pytest.raises(RefusedError, match="others than root may write"):
+        Journal(host, GUEST, "guest").begin([])

@@ -1,0 +1,23 @@
+"""What many tests need."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.simulation import SimulatedHost, desktop
+
+# How long an example takes says something about the machine, not about virtpass.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the lab last: whatever a fast test finds shows minutes earlier."""
+    items.sort(key=lambda item: item.get_closest_marker("lab") is not None)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> SimulatedHost:
+    """A host with a card, twin NICs, a boot disk and a group that cannot be split."""
+    return desktop(str(tmp_path))

@@ -1,0 +1,195 @@
+"""The hook as a whole on a simulated host: what it says, what it leaves."""
+
+import pytest
+
+from tests.simulation import (
+    AUDIO,
+    CARD,
+    DISK,
+    GUEST,
+    NIC,
+    OTHER,
+    PORT,
+    SHARED,
+    TWIN,
+    SimulatedHost,
+    domain_xml,
+)
+from virtpass.binding.journal import journals
+from virtpass.hook import entry
+from virtpass.hook.entry import run
+from virtpass.pci.address import PciAddress
+
+Captured = pytest.CaptureFixture[str]
+
+
+def refused(host: SimulatedHost, capfd: Captured, xml: bytes) -> str:
+    """Run prepare, which must refuse without a write; return its line."""
+    before = host.state()
+    host.calls.clear()
+    assert run(host, "prepare", xml) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert host.calls == []
+    assert host.state() == before
+    assert journals(host) == []
+    return err
+
+
+def test_start_and_stop_say_nothing(host: SimulatedHost, capfd: Captured) -> None:
+    before = host.state()
+    assert run(host, "prepare", domain_xml(CARD, AUDIO)) == 0
+    assert host.state()[CARD] == ("vfio-pci", "vfio-pci")
+    assert run(host, "release", domain_xml(CARD, AUDIO)) == 0
+    assert host.state() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_domain_without_our_metadata_is_untouched(host: SimulatedHost) -> None:
+    before = host.state()
+    xml = domain_xml(CARD, AUDIO, metadata="")
+    assert run(host, "prepare", xml) == 0
+    assert run(host, "release", xml) == 0
+    assert host.calls == []
+    assert host.state() == before
+
+
+def test_what_the_domain_borrowed_comes_back_even_when_the_metadata_is_gone(host: SimulatedHost) -> None:
+    before = host.state()
+    run(host, "prepare", domain_xml(CARD, AUDIO))
+    assert run(host, "release", domain_xml(metadata="")) == 0
+    assert host.state() == before
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ([PciAddress.parse("0b:00.0")], "there is no PCI device 0000:0b:00.0"),
+        ([PORT], "is a bridge"),
+        ([DISK], "holds the file system /"),
+        ([SHARED[0]], "IOMMU group 15 cannot be split: 0000:06:02.0 (e1000)"),
+        ([CARD], "IOMMU group 10 cannot be split: 0000:01:00.1 (snd_hda_intel)"),
+    ],
+)
+def test_refusals_name_the_reason(
+    host: SimulatedHost, capfd: Captured, devices: list[PciAddress], words: str
+) -> None:
+    assert words in refused(host, capfd, domain_xml(*devices))
+
+
+def test_without_iommu(host: SimulatedHost, capfd: Captured) -> None:
+    host.switch_iommu_off()
+    assert "no IOMMU is active" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured) -> None:
+    metadata = (
+        "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:device address='0000:02:00.0' "
+        "vendor='0x10de' "
+        "device='0x1b80' subsystem-vendor='0x1462' subsystem-device='0x3362'/></v:passthrough>"
+    )
+    line = refused(host, capfd, domain_xml(NIC, metadata=metadata))
+    assert "0000:02:00.0 is 8086:10d3 (8086:0000) now, not 10de:1b80 (1462:3362)" in line
+
+
+def test_a_policy_that_this_version_does_not_know(host: SimulatedHost, capfd: Captured) -> None:
+    metadata = (
+        "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy display='seize'/></v:passthrough>"
+    )
+    assert "display=seize is not known" in refused(host, capfd, domain_xml(NIC, metadata=metadata))
+
+
+def test_a_process_that_has_the_card_open(host: SimulatedHost, capfd: Captured) -> None:
+    node = f"/sys/bus/pci/devices/{CARD}/drm/card0"
+    host.put(f"{node}/dev", "226:0\n")
+    host.put(f"{node}/uevent", "MAJOR=226\nMINOR=0\nDEVNAME=dri/card0\n")
+    host.put("/proc/812/comm", "Xorg\n")
+    host.put("/proc/812/fd/.keep")
+    host.put("/dev/dri/card0")
+    import os
+
+    os.symlink("/dev/dri/card0", host.path("/proc/812/fd/11"))
+    line = refused(host, capfd, domain_xml(CARD, AUDIO))
+    assert "in use by Xorg (process 812, /dev/dri/card0)" in line
+
+
+def test_another_domain_has_it(host: SimulatedHost, capfd: Captured) -> None:
+    run(host, "prepare", domain_xml(CARD, AUDIO, name="first one"))
+    lent = host.state()
+    assert run(host, "prepare", domain_xml(CARD, AUDIO, uuid=OTHER, name="second")) == 1
+    assert "is lent to the domain first one" in capfd.readouterr().err
+    assert run(host, "release", domain_xml(CARD, AUDIO, uuid=OTHER, name="second")) == 0
+    assert host.state() == lent
+    assert journals(host) == [GUEST]
+
+
+def test_a_failure_half_way_is_told_in_one_line_and_undone(host: SimulatedHost, capfd: Captured) -> None:
+    before = host.state()
+    host.refusing.add(("vfio-pci", CARD))
+    assert run(host, "prepare", domain_xml(CARD, AUDIO)) == 1
+    assert host.state() == before
+    assert capfd.readouterr().err.startswith(
+        "virtpass: 0000:01:00.0 could not be bound to vfio-pci: no driver took it;"
+    )
+
+
+def test_the_next_start_finishes_what_a_killed_hook_left(host: SimulatedHost) -> None:
+    before = host.state()
+    run(host, "prepare", domain_xml(CARD, AUDIO))
+    assert run(host, "prepare", domain_xml(CARD, AUDIO)) == 0
+    assert run(host, "release", domain_xml(CARD, AUDIO)) == 0
+    assert host.state() == before
+
+
+def test_an_identical_twin_is_not_touched(host: SimulatedHost) -> None:
+    run(host, "prepare", domain_xml(NIC))
+    assert host.state()[TWIN] == ("e1000e", "(null)")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        ("start", "begin"),
+        ("started", "begin"),
+        ("stopped", "end"),
+        ("reconnect", "begin"),
+        ("restore", "begin"),
+        ("migrate", "begin"),
+        ("attach", "begin"),
+        ("prepare", "end"),
+        ("whatever comes later", "begin"),
+        ("", ""),
+    ],
+)
+def test_other_operations_succeed_in_silence(
+    operation: tuple[str, str], capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "run", lambda *_: pytest.fail("nothing may run"))
+    assert entry.main(["guest", *operation, "-"]) == 0
+    assert entry.main(["guest"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_ordinary_user_s_session_daemon_is_none_of_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(entry, "run", lambda *_: pytest.fail("nothing may run"))
+    assert entry.main(["guest", "prepare", "begin", "-"]) == 0
+
+
+def test_a_fault_of_our_own_is_one_line_too(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = host.state()
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError("not\nthought of")
+
+    monkeypatch.setattr("virtpass.binding.engine.probe", fault)
+    assert run(host, "prepare", domain_xml(NIC)) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "ZeroDivisionError" in err
+    monkeypatch.undo()
+    assert run(host, "release", domain_xml(NIC)) == 0
+    assert host.state() == before

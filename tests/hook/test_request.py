@@ -1,0 +1,117 @@
+"""What the hook reads from libvirt: exactly that, and nothing that could hurt it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.pci.test_address import addresses
+from tests.simulation import AUDIO, CARD, GUEST, domain_xml
+from virtpass.hook.request import parse_request
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
+from virtpass.system.errors import UsageError
+
+RECORDED = (
+    "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy display='refuse'/>"
+    "<v:device address='0000:01:00.0' vendor='0x1234' device='0x1111' subsystem-vendor='0x1af4' "
+    "subsystem-device='0x1100' serial='0011223344556677'/></v:passthrough>"
+)
+
+
+def test_a_domain_of_ours() -> None:
+    request = parse_request(domain_xml(CARD, AUDIO, metadata=RECORDED))
+    assert (request.name, request.uuid, request.is_ours) == ("guest", GUEST, True)
+    assert request.devices == [CARD, AUDIO]
+    assert request.policy == {"display": "refuse"}
+    assert request.identities == {CARD: Identity(0x1234, 0x1111, 0x1AF4, 0x1100, "0011223344556677")}
+
+
+@given(st.lists(addresses, unique=True, max_size=6))
+def test_all_addresses_arrive(devices: list[PciAddress]) -> None:
+    assert parse_request(domain_xml(*devices)).devices == devices
+
+
+@pytest.mark.parametrize(
+    "metadata", ["", "<o:x xmlns:o='urn:other'><o:passthrough/></o:x>", "<passthrough/>"]
+)
+def test_other_metadata_is_not_ours(metadata: str) -> None:
+    assert not parse_request(domain_xml(CARD, metadata=metadata)).is_ours
+
+
+def test_our_element_elsewhere_does_not_count() -> None:
+    nested = "<o:x xmlns:o='urn:other'><v:passthrough xmlns:v='urn:virtpass:passthrough:1'/></o:x>"
+    assert not parse_request(domain_xml(CARD, metadata=nested)).is_ours
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a b", "a b"),
+        ("&quot;x&apos;&amp;&lt;", "\"x'&<"),
+        ("--force", "--force"),
+        ("Müller ⚙", "Müller ⚙"),
+        ("$(id)", "$(id)"),
+    ],
+)
+def test_names_as_people_choose_them(name: str, shown: str) -> None:
+    assert parse_request(domain_xml(CARD, name=name)).name == shown
+
+
+@pytest.mark.parametrize(("bus", "seen"), [("1", 1), ("010", 8), ("0x0a", 10), ("255", 255)])
+def test_numbers_as_libvirt_reads_them(bus: str, seen: int) -> None:
+    xml = domain_xml(CARD).replace(b"bus='0x01'", f"bus='{bus}'".encode())
+    assert parse_request(xml).devices == [PciAddress(0, seen, 0, 0)]
+
+
+@pytest.mark.parametrize("bus", ["08", "ff", "", "1_0", "１", "-1", "256"])
+def test_numbers_that_libvirt_would_refuse(bus: str) -> None:
+    with pytest.raises(UsageError):
+        parse_request(domain_xml(CARD).replace(b"bus='0x01'", f"bus='{bus}'".encode()))
+
+
+def test_usb_devices_and_guest_addresses_are_no_host_devices() -> None:
+    usb = b"<hostdev mode='subsystem' type='usb'><source><address bus='1' device='2'/></source></hostdev>"
+    guest = b"<address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/></hostdev>"
+    xml = domain_xml(CARD).replace(b"</hostdev>", guest).replace(b"</devices>", usb + b"</devices>")
+    assert parse_request(xml).devices == [CARD]
+
+
+BOMB = (
+    b"<!DOCTYPE d [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;&a;&a;'>]>"
+    b"<domain><name>&b;</name></domain>"
+)
+OUTSIDE = b"<!DOCTYPE d [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><domain><name>&a;</name></domain>"
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        b"",
+        b"\n",
+        b"no xml",
+        b"<domain>",
+        b"<network/>",
+        b"\0" * 50,
+        BOMB,
+        OUTSIDE,
+        b"<domain/>" + b" " * (17 << 20),
+    ],
+)
+def test_what_is_no_domain_is_refused_in_one_line(xml: bytes) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_request(xml)
+    assert caught.value.line.isprintable()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_understood_or_refused(xml: bytes) -> None:
+    try:
+        parse_request(xml)
+    except UsageError:
+        pass
+
+
+@pytest.mark.parametrize("broken", ["vendor='x'", "vendor='0x10000'", ""])
+def test_metadata_that_cannot_be_understood_is_refused(broken: str) -> None:
+    with pytest.raises(UsageError):
+        parse_request(domain_xml(CARD, metadata=RECORDED.replace("vendor='0x1234'", broken, 1)))

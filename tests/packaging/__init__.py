@@ -1,0 +1,1 @@
+"""The wheel and the Debian package hold everything, in its place."""

@@ -1,0 +1,134 @@
+"""The Debian package holds what the wheel holds, where Debian wants it, and root owns all of it."""
+
+import io
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from email import message_from_string
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from virtpass import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_DIRECTORY = "./usr/lib/python3/dist-packages/virtpass"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """Build the package, which takes no time when it is there and no source has changed."""
+    if shutil.which("dh") is None or shutil.which("pybuild") is None:
+        pytest.skip("the tools that build Debian packages are missing: run `make deb` once")
+    result = subprocess.run(
+        [sys.executable, ROOT / "packaging" / "build_deb.py"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return ROOT / "dist" / f"virtpass_{__version__}_all.deb"
+
+
+@pytest.fixture(scope="module")
+def control(package: Path) -> Message:
+    answer = subprocess.run(["dpkg-deb", "--field", package], capture_output=True, text=True, check=True)
+    return message_from_string(answer.stdout)
+
+
+@pytest.fixture(scope="module")
+def content(package: Path) -> Iterator[tarfile.TarFile]:
+    answer = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(answer.stdout)) as archive:
+        yield archive
+
+
+def relations(control: Message, field: str) -> set[str]:
+    """Return the alternatives of a relation field, without restrictions on versions."""
+    return {re.sub(r"\s*\(.*?\)", "", relation).strip() for relation in control[field].split(",")}
+
+
+def test_one_package_serves_every_architecture_and_release(control: Message) -> None:
+    assert control["Package"] == "virtpass"
+    assert control["Version"] == __version__
+    assert control["Architecture"] == "all"
+    # A limit such as "python3 (<< 3.12)" would shut out the next release of Debian.
+    assert "<" not in control["Depends"]
+
+
+def test_depends_on_what_the_code_imports(control: Message) -> None:
+    assert relations(control, "Depends") >= {
+        "python3",
+        "python3-click",
+        "python3-libvirt",
+        "python3-lxml",
+        "python3-pyudev",
+    }
+    assert "python3 (>= 3.11)" in control["Depends"]
+    assert "libvirt-daemon-system" in relations(control, "Recommends")
+
+
+def test_root_owns_everything_and_nobody_else_may_write(content: tarfile.TarFile) -> None:
+    for member in content.getmembers():
+        assert (member.uid, member.gid) == (0, 0), member.name
+        if not member.issym():
+            assert member.mode & (stat.S_IWGRP | stat.S_IWOTH | stat.S_ISUID | stat.S_ISGID) == 0, member.name
+
+
+@pytest.mark.parametrize("directory", ["hooks", "xml_templates"])
+def test_holds_the_directory_as_it_is_in_the_checkout(content: tarfile.TarFile, directory: str) -> None:
+    expected = {
+        f"{PACKAGE_DIRECTORY}/{path.relative_to(ROOT)}": path
+        for path in (ROOT / directory).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    held = {
+        member.name
+        for member in content.getmembers()
+        if member.isfile() and member.name.startswith(f"{PACKAGE_DIRECTORY}/{directory}/")
+    }
+    assert expected, f"{directory}/ is empty"
+    assert held == expected.keys()
+    for name, source in expected.items():
+        extracted = content.extractfile(name)
+        assert extracted is not None
+        assert extracted.read() == source.read_bytes(), name
+        assert bool(content.getmember(name).mode & stat.S_IXUSR) == os.access(source, os.X_OK), name
+
+
+def test_holds_every_module(content: tarfile.TarFile) -> None:
+    modules = {
+        f"./usr/lib/python3/dist-packages/{path.relative_to(ROOT)}"
+        for path in (ROOT / "virtpass").rglob("*.py")
+    }
+    assert modules <= set(content.getnames())
+
+
+def test_the_command_runs_debians_own_python(content: tarfile.TarFile) -> None:
+    script = content.extractfile("./usr/bin/virtpass")
+    assert script is not None
+    assert script.readline().split() in ([b"#!/usr/bin/python3"], [b"#!", b"/usr/bin/python3"])
+
+
+def test_ships_nothing_outside_its_own_places(content: tarfile.TarFile) -> None:
+    allowed = (
+        "./usr/bin/virtpass",
+        "./usr/lib/python3/dist-packages/virtpass",
+        "./usr/lib/systemd/system/",
+        "./usr/share/bash-completion/completions/virtpass",
+        "./usr/share/doc/virtpass/",
+        "./usr/share/fish/vendor_completions.d/virtpass.fish",
+        "./usr/share/man/",
+        "./usr/share/zsh/vendor-completions/_virtpass",
+    )
+    files = [member.name for member in content.getmembers() if not member.isdir()]
+    assert [name for name in files if not name.startswith(allowed)] == []

@@ -1,0 +1,74 @@
+"""The child that touches sysfs: it answers, it gives errors back, and it never holds its parent up."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from virtpass.system.worker import Worker
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+def test_it_reads_and_writes(worker: Worker, tmp_path: Path) -> None:
+    attribute = tmp_path / "driver_override"
+    attribute.write_text("(null)\n")
+    assert worker.read(str(attribute), 5) == "(null)"
+    worker.write(str(attribute), "vfio-pci", 5)
+    assert attribute.read_text().startswith("vfio-pci")
+
+
+def test_the_kernel_s_error_arrives(worker: Worker, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as caught:
+        worker.write(str(tmp_path / "none" / "x"), "1", 5)
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(OSError, match="No space left"):
+        worker.write("/dev/full", "x", 5)
+
+
+def test_what_does_not_come_back_is_left_alive(worker: Worker, tmp_path: Path) -> None:
+    fifo = tmp_path / "unbind"
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match="no answer within") as caught:
+        worker.write(str(fifo), "0000:01:00.0", 0.2)
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert worker.is_lost
+    os.kill(worker.pid, 0)
+    with open(fifo, "rb") as end:
+        assert end.read() == b"0000:01:00.0"
+    os.waitpid(worker.pid, 0)
+
+
+def test_a_worker_that_died_is_an_error_not_a_wait(worker: Worker, tmp_path: Path) -> None:
+    os.kill(worker.pid, 9)
+    os.waitpid(worker.pid, 0)
+    with pytest.raises(OSError):
+        worker.read(str(tmp_path / "x"), 5)
+    assert worker.is_lost
+
+
+def test_a_hanging_worker_does_not_keep_the_caller_s_pipes_open(tmp_path: Path) -> None:
+    """libvirt waits until everybody has closed the hook's output."""
+    fifo = tmp_path / "unbind"
+    os.mkfifo(fifo)
+    program = f"""
+from virtpass.system.worker import Worker
+import os
+try:
+    Worker().write({str(fifo)!r}, "x", 0.2)
+except OSError:
+    os._exit(5)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20, check=False)
+    assert done.returncode == 5, done.stderr
+    assert time.monotonic() - began < 10
+    with open(fifo, "rb") as end:
+        end.read()

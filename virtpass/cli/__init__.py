@@ -1,0 +1,96 @@
+"""The command line: the only room that prints."""
+
+import importlib
+import os
+import sys
+
+import click
+
+from virtpass import __version__
+from virtpass.cli.output import complain
+from virtpass.system.errors import EXIT_USAGE, VirtpassError
+from virtpass.system.host import Host
+
+# Each command is imported when it is called: the start of all the others does not wait for it.
+_COMMANDS = {
+    "devices": "virtpass.cli.devices:devices",
+    "device": "virtpass.cli.devices:device",
+    "domain": "virtpass.cli.domains:domain",
+    "hook": "virtpass.cli.hooks:hook",
+    "recover": "virtpass.cli.recovery:recover",
+}
+
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="virtpass %(version)s")
+@click.option("--json", "as_json", is_flag=True, help="Print where you stand as JSON.")
+@click.pass_context
+def cli(context: click.Context, as_json: bool) -> None:
+    """Give PCI devices, above all graphics cards, to libvirt virtual machines, and take them back.
+
+    Without a command: where you stand, and the next step.
+    """
+    if context.invoked_subcommand is None:
+        from virtpass.cli.overview import show
+
+        show(context.obj, as_json=as_json)
+    elif as_json:
+        raise click.UsageError("--json goes after the command")
+
+
+def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what follows the program's name; by default that of this process.
+        host: the host to work on; by default this machine.
+
+    Returns:
+        the exit status.
+    """
+    # What is made here is for everybody to read, whatever the caller's umask; secrets are not among it.
+    os.umask(0o022)
+    try:
+        status = cli.main(arguments, prog_name="virtpass", standalone_mode=False, obj=host or Host())
+        sys.stdout.flush()
+    except VirtpassError as error:
+        complain(error.line)
+        return error.exit_status
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "virtpass"
+        complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    # click returns the status with which a command called exit(), and None when it ran to its end.
+    return status if isinstance(status, int) else 0
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())

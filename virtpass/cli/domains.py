@@ -1,0 +1,156 @@
+"""``virtpass domain``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from virtpass.cli import options
+from virtpass.cli.output import note, say, say_json
+from virtpass.operations import domains
+from virtpass.operations.domains import DomainReport, DomainResult
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import one_line
+from virtpass.system.host import Host
+from virtpass.system.libvirt import Connection
+
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+_name = click.argument("name", metavar="DOMAIN")
+_addresses = click.argument("addresses", metavar="ADDRESS...", type=options.ADDRESS, nargs=-1, required=True)
+_single = click.option("--single", is_flag=True, help="Only the functions named, not the whole card.")
+
+
+@click.group()
+def domain() -> None:
+    """Which domain has which device: attach, detach, adopt, show."""
+
+
+@domain.command()
+@_name
+@_addresses
+@_single
+@options.dry_run
+@options.connect
+@click.pass_obj
+def attach(
+    host: Host, name: str, addresses: tuple[PciAddress, ...], single: bool, dry_run: bool, uri: str
+) -> None:
+    """Give a card, with all its functions, to a domain from its next start on.
+
+    DOMAIN is a name or a UUID; the domain must be shut off. The devices stay with the host until the domain
+    starts, and come back when it stops.
+    """
+    _change(
+        uri,
+        lambda connection: domains.attach(
+            connection, host, name, addresses, whole_card=not single, dry_run=dry_run
+        ),
+    )
+
+
+@domain.command()
+@_name
+@_addresses
+@_single
+@options.dry_run
+@options.connect
+@click.pass_obj
+def detach(
+    host: Host, name: str, addresses: tuple[PciAddress, ...], single: bool, dry_run: bool, uri: str
+) -> None:
+    """Take a card, with all its functions, out of a domain."""
+    _change(
+        uri,
+        lambda connection: domains.detach(
+            connection, host, name, addresses, whole_card=not single, dry_run=dry_run
+        ),
+    )
+
+
+@domain.command()
+@_name
+@options.dry_run
+@options.connect
+@click.pass_obj
+def adopt(host: Host, name: str, dry_run: bool, uri: str) -> None:
+    """Look after the devices that a domain has already, as when they were added in virt-manager."""
+    _change(uri, lambda connection: domains.adopt(connection, host, name, dry_run=dry_run))
+
+
+@domain.command()
+@_name
+@options.as_json
+@options.connect
+@click.pass_obj
+def show(host: Host, name: str, as_json: bool, uri: str) -> None:
+    """Show a domain's PCI devices, and whether virtpass looks after them."""
+    with Connection.open(uri) as connection:
+        report = domains.show(connection, host, name)
+    if as_json:
+        say_json(report_json(report))
+        return
+    say(f"{one_line(report.name)}  {report.uuid}  {'running' if report.is_active else 'shut off'}")
+    if report.problem:
+        note(f"problem: {report.problem}")
+    if not report.devices:
+        say("  no PCI devices of the host")
+    for label, text in _lines(report):
+        say(f"  {label:<14}{text}")
+    if report.devices and not report.is_ours:
+        note("virtpass does not look after it; next: virtpass domain adopt " + one_line(report.name))
+
+
+def _lines(report: DomainReport) -> Iterable[tuple[str, str]]:
+    for one in report.devices:
+        guest = one.hostdev.guest if one.hostdev is not None else None
+        place = f"as {guest} in the guest" if guest is not None else "no address in the guest"
+        yield (
+            str(one.address),
+            place if one.hostdev is not None else "recorded, but not in the domain any more",
+        )
+        if one.seen is None:
+            yield "", "there is no such device on this host now"
+        elif one.recorded is not None and not one.is_as_recorded:
+            yield "", f"is {one.seen} now, not {one.recorded} as when it was attached"
+
+
+def _change(uri: str, change: Callable[[Connection], DomainResult]) -> None:
+    """Make a change, or plan it, and tell what it is."""
+    with Connection.open(uri) as connection:
+        result = change(connection)
+    plan = result.plan
+    name = one_line(plan.name)
+    if plan.is_empty:
+        note(f"{name} is so already: nothing to do")
+    elif result.is_applied:
+        for sentence in plan.changes:
+            note(f"{name}: {sentence}")
+    else:
+        for line in plan.diff.splitlines():
+            say(click.style(line, fg=_COLOURS.get(line[:1])))
+    for text in result.notes:
+        note(f"note: {text}")
+
+
+def report_json(report: DomainReport) -> dict[str, Any]:
+    """Return a domain as it is printed with --json."""
+    return {
+        "name": report.name,
+        "uuid": report.uuid,
+        "active": report.is_active,
+        "persistent": report.is_persistent,
+        "ours": report.is_ours,
+        "policy": {"display": report.policy.display} if report.policy is not None else None,
+        "problem": report.problem or None,
+        "devices": [
+            {
+                "address": str(one.address),
+                "guest_address": str(one.hostdev.guest) if one.hostdev and one.hostdev.guest else None,
+                "managed": one.hostdev.is_managed if one.hostdev else None,
+                "recorded": str(one.recorded) if one.recorded else None,
+                "seen": str(one.seen) if one.seen else None,
+            }
+            for one in report.devices
+        ],
+    }

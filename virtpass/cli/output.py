@@ -1,0 +1,72 @@
+"""How things are printed: data to standard output, all else to standard error; colours only on a terminal."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from virtpass.system.errors import one_line
+
+_GAP = "  "
+_LEAST_WIDTH = 20
+
+
+def say(text: str = "") -> None:
+    """Print a line of data."""
+    click.echo(text, color=_colours(sys.stdout))
+
+
+def note(text: str) -> None:
+    """Print a line about what is being done."""
+    click.echo(text, err=True, color=_colours(sys.stderr))
+
+
+def complain(line: str) -> None:
+    """Print why something did not work."""
+    note(f"virtpass: {line}")
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def width() -> int | None:
+    """Return how many columns the output may take; None when nobody watches."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def say_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, flexible: int, styles: Sequence[str | None]
+) -> None:
+    """Print a table whose columns are as wide as their content.
+
+    Args:
+        headings: one for each column.
+        rows: the cells, plain text.
+        flexible: the column that is shortened where the terminal is too narrow.
+        styles: a colour for each row's last cell, or None.
+    """
+    cells = [list(headings), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+    if (limit := width()) is not None:
+        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
+        widths[flexible] = max(min(widths[flexible], _LEAST_WIDTH), widths[flexible] - max(excess, 0))
+    for row, colour in zip(cells, [None, *styles], strict=True):
+        row[flexible] = shortened(row[flexible], widths[flexible])
+        *first, last = row
+        text = _GAP.join(cell.ljust(size) for cell, size in zip(first, widths, strict=False))
+        say(f"{text}{_GAP}{click.style(last, fg=colour) if colour else last}".rstrip())
+
+
+def shortened(text: str, size: int) -> str:
+    """Return ``text`` with its end replaced by an ellipsis if it is longer than ``size``."""
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def _colours(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,66 @@
+"""``virtpass recover``."""
+
+import click
+
+from virtpass.cli import options
+from virtpass.cli.output import note, say, say_json
+from virtpass.operations import recovery
+from virtpass.operations.recovery import Recovery
+from virtpass.system.errors import EXIT_FAILED, VirtpassError
+from virtpass.system.host import Host
+
+
+@click.command()
+@options.dry_run
+@options.as_json
+@options.connect
+@click.pass_context
+def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool) -> None:
+    """Give back to the host what a crash left lent or half done.
+
+    Devices of running domains are left alone.
+    """
+    host: Host = context.obj
+    found = recovery.recover(host, _active(uri), dry_run=dry_run)
+    if as_json:
+        say_json([_json(one) for one in found])
+    else:
+        _show(found)
+    if any(one.problems for one in found):
+        context.exit(EXIT_FAILED)
+
+
+def _active(uri: str) -> frozenset[str] | None:
+    from virtpass.system.libvirt import Connection
+
+    try:
+        with Connection.open(uri) as connection:
+            return frozenset(connection.active_uuids())
+    except VirtpassError as error:
+        note(f"libvirt does not say which domains run ({error.what}): open VFIO groups tell")
+        return None
+
+
+def _show(found: list[Recovery]) -> None:
+    if not found:
+        note("nothing is lent: there is nothing to recover")
+    for one in found:
+        name = one.name or one.uuid
+        if one.state == "running":
+            say(f"{name}: running, left alone")
+            continue
+        say(f"{name}: {'would be given back' if one.state == 'pending' else one.state}")
+        for step in one.steps:
+            say(f"  {step}")
+        for problem in one.problems:
+            note(f"  problem: {problem}")
+
+
+def _json(one: Recovery) -> dict[str, object]:
+    return {
+        "uuid": one.uuid,
+        "name": one.name,
+        "state": one.state,
+        "steps": list(one.steps),
+        "problems": list(one.problems),
+    }

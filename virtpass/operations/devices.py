@@ -1,0 +1,110 @@
+"""The PCI devices of the host, with names, verdicts and who has borrowed them."""
+
+from dataclasses import dataclass
+
+from virtpass.binding.holders import holders
+from virtpass.binding.journal import journals, read_journal
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
+from virtpass.pci.inventory import Device, Inventory, read_device, read_inventory
+from virtpass.pci.isolation import Verdict, judge
+from virtpass.pci.names import Name, device_names
+from virtpass.system.errors import VirtpassError
+from virtpass.system.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One device as it is shown.
+
+    Attributes:
+        device: its values.
+        name: what the hardware database calls it.
+        verdict: whether it can be given to a domain, together with its card.
+        lent_to: name of the domain that has borrowed it, None when none has.
+    """
+
+    device: Device
+    name: Name
+    verdict: Verdict
+    lent_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDetails:
+    """One device with all that can be said about it.
+
+    Attributes:
+        report: as in the list.
+        identity: its ids with the serial number where this user may see it.
+        companions: the other members of its IOMMU group.
+        card: all functions of its slot that go together.
+        reset_methods: how the kernel can reset it, first choice first; empty for not at all.
+        used_by: processes that have it open, as (process id, program, device node).
+    """
+
+    report: DeviceReport
+    identity: Identity
+    companions: tuple[DeviceReport, ...]
+    card: tuple[PciAddress, ...]
+    reset_methods: tuple[str, ...]
+    used_by: tuple[tuple[int, str, str], ...]
+
+
+def list_devices(host: Host) -> list[DeviceReport]:
+    """Return all devices of the host, by IOMMU group and address; devices without group come last."""
+    inventory = read_inventory(host)
+    devices = sorted(
+        inventory.devices.values(), key=lambda device: (device.group is None, device.group, device.address)
+    )
+    return reports(inventory, devices)
+
+
+def show_device(host: Host, address: PciAddress) -> DeviceDetails:
+    """Return one device with its surroundings.
+
+    Raises:
+        NotFoundError: there is none at that address.
+    """
+    inventory = read_inventory(host)
+    device = inventory.device(address)
+    members = inventory.groups.get(device.group, ()) if device.group is not None else ()
+    report, *companions = reports(
+        inventory, [device, *(inventory.devices[member] for member in members if member != address)]
+    )
+    return DeviceDetails(
+        report=report,
+        identity=read_device(host, address).identity,
+        companions=tuple(companions),
+        card=inventory.card(address),
+        reset_methods=tuple((host.read(f"/sys/bus/pci/devices/{address}/reset_method") or "").split()),
+        used_by=tuple(holders(host, [address])),
+    )
+
+
+def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
+    """Return devices of an inventory with names, verdicts and borrowers."""
+    names = device_names(inventory.host, devices)
+    lent = _lent(inventory.host)
+    return [
+        DeviceReport(
+            device,
+            names.get(device.address, Name()),
+            judge(inventory, device.address),
+            lent.get(device.address),
+        )
+        for device in devices
+    ]
+
+
+def _lent(host: Host) -> dict[PciAddress, str]:
+    """Return the names of the domains that have borrowed something; an unreadable record counts as none."""
+    lent = {}
+    for uuid in journals(host):
+        try:
+            journal = read_journal(host, uuid)
+        except VirtpassError:
+            continue
+        for home in journal.homes if journal else ():
+            lent[home.address] = journal.name if journal else uuid
+    return lent

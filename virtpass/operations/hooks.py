@@ -1,0 +1,53 @@
+"""The qemu hook: install it, remove it, look at it."""
+
+from dataclasses import dataclass
+
+from virtpass.hook import install as installation
+from virtpass.hook.install import HookStatus, hook_status
+from virtpass.system.daemon import active_daemon, reload_daemon
+from virtpass.system.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class HookResult:
+    """What came of a change.
+
+    Attributes:
+        changed: whether any file changed.
+        status: what is installed now.
+        reloaded: the daemon that was told to look again; None when none runs (it will look when it starts).
+    """
+
+    changed: bool
+    status: HookStatus
+    reloaded: str | None
+
+
+def install_hook(host: Host) -> HookResult:
+    """Install the hook, or bring it up to date, and tell the running daemon.
+
+    Raises:
+        VirtpassError: it could not be installed; libvirt sees no half-written hook.
+    """
+    return _told(host, installation.install(host))
+
+
+def uninstall_hook(host: Host) -> HookResult:
+    """Remove the hook and tell the running daemon.
+
+    Raises:
+        RefusedError: a domain has borrowed devices that the hook would give back.
+    """
+    return _told(host, installation.uninstall(host))
+
+
+def show_hook(host: Host) -> tuple[HookStatus, str | None]:
+    """Return what is installed, and the unit of the daemon that runs."""
+    return hook_status(host), None if host.root else active_daemon()
+
+
+def _told(host: Host, changed: bool) -> HookResult:
+    unit = None if host.root else active_daemon()
+    if unit is not None:
+        reload_daemon(unit)
+    return HookResult(changed, hook_status(host), unit)

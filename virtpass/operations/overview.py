@@ -1,0 +1,104 @@
+"""Where the user stands, and the one next step."""
+
+import shlex
+from dataclasses import dataclass
+
+from virtpass.binding.journal import journals
+from virtpass.hook.install import HookStatus, hook_status
+from virtpass.operations.devices import DeviceReport, reports
+from virtpass.operations.domains import DomainReport, list_domains
+from virtpass.pci.inventory import read_inventory
+from virtpass.pci.isolation import Level
+from virtpass.system.errors import VirtpassError
+from virtpass.system.host import Host
+from virtpass.system.libvirt import SYSTEM, Connection
+
+# A daemon that hangs must not keep anybody from seeing the rest.
+_LIBVIRT_DEADLINE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Where the user stands.
+
+    Attributes:
+        groups: number of IOMMU groups; 0 when no IOMMU is active.
+        interrupts_are_safe: whether interrupts are remapped, or allowed not to be.
+        displays: the graphics cards.
+        lent: devices that domains have borrowed.
+        hook: what is installed.
+        domains: domains with PCI devices; None when libvirt does not answer.
+        libvirt_problem: why it does not; empty when it does.
+        unfinished: UUIDs of domains that have borrowed devices and do not run.
+        next_step: the command to type next, or a sentence.
+    """
+
+    groups: int
+    interrupts_are_safe: bool
+    displays: tuple[DeviceReport, ...]
+    lent: tuple[DeviceReport, ...]
+    hook: HookStatus
+    domains: tuple[DomainReport, ...] | None
+    libvirt_problem: str
+    unfinished: tuple[str, ...]
+    next_step: str
+
+
+def overview(host: Host, uri: str = SYSTEM) -> Overview:
+    """Look at everything; needs no permission, and sees less without."""
+    inventory = read_inventory(host)
+    cards = reports(inventory, [device for device in inventory.devices.values() if device.is_display])
+    borrowed = [
+        one for one in reports(inventory, list(inventory.devices.values())) if one.lent_to is not None
+    ]
+    hook = hook_status(host)
+    domains, problem = _domains(host, uri)
+    running = {one.uuid for one in domains or () if one.is_active}
+    unfinished = tuple(uuid for uuid in journals(host) if domains is not None and uuid not in running)
+    with_devices = None if domains is None else tuple(one for one in domains if one.devices)
+    return Overview(
+        groups=len(inventory.groups),
+        interrupts_are_safe=inventory.interrupts_are_safe,
+        displays=tuple(cards),
+        lent=tuple(borrowed),
+        hook=hook,
+        domains=with_devices,
+        libvirt_problem=problem,
+        unfinished=unfinished,
+        next_step=_next_step(len(inventory.groups), cards, hook, with_devices, unfinished),
+    )
+
+
+def _domains(host: Host, uri: str) -> tuple[list[DomainReport] | None, str]:
+    try:
+        with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
+            return list_domains(connection, host), ""
+    except VirtpassError as error:
+        return None, error.line
+
+
+def _next_step(
+    groups: int,
+    displays: list[DeviceReport],
+    hook: HookStatus,
+    domains: tuple[DomainReport, ...] | None,
+    unfinished: tuple[str, ...],
+) -> str:
+    if not groups:
+        return "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on"
+    if unfinished:
+        return "virtpass recover"
+    if not hook.works:
+        return "virtpass hook install"
+    if domains is None:
+        return "start libvirt, or run virtpass as root or as a member of the group libvirt"
+    ours = [one for one in domains if one.is_ours]
+    if not ours:
+        foreign = [one for one in domains if not one.is_active]
+        if foreign:
+            return f"virtpass domain adopt {shlex.quote(foreign[0].name)}"
+        ready = [card for card in displays if card.verdict.level is Level.READY]
+        address = str(ready[0].device.address) if ready else "ADDRESS"
+        return f"virtpass domain attach DOMAIN {address}"
+    resting = [one for one in ours if not one.is_active]
+    return f"virsh start {shlex.quote(resting[0].name)}" if resting else "nothing: all is as it should be"

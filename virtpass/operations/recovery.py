@@ -1,0 +1,81 @@
+"""Whatever a crash left half done comes back to the host."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from virtpass.binding import engine
+from virtpass.binding.journal import Journal, journals, read_journal
+from virtpass.pci import sysfs
+from virtpass.system.errors import VirtpassError
+from virtpass.system.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What was found of one domain, and what was or would be done.
+
+    Attributes:
+        uuid: the domain.
+        name: its name when it borrowed; empty when the record cannot be read.
+        state: ``running`` (left alone), ``recovered``, ``pending`` (in a dry run) or ``failed``.
+        steps: sentences, in order.
+        problems: what could not be done.
+    """
+
+    uuid: str
+    name: str
+    state: str
+    steps: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def recover(host: Host, active: Collection[str] | None, *, dry_run: bool = False) -> list[Recovery]:
+    """Give back what belongs to no running domain.
+
+    Args:
+        host: the host.
+        active: UUIDs of the running domains as libvirt tells; None when no daemon answers. Whether a process
+            has the devices open decides then.
+        dry_run: change nothing.
+
+    Raises:
+        VirtpassError: the records cannot be reached.
+    """
+    if not journals(host):
+        return []
+    if dry_run:
+        return [_recover(host, uuid, active, dry_run=True) for uuid in journals(host)]
+    lock = engine.lock(host)
+    try:
+        return [_recover(host, uuid, active, dry_run=False) for uuid in journals(host)]
+    finally:
+        os.close(lock)
+
+
+def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: bool) -> Recovery:
+    try:
+        journal = read_journal(host, uuid)
+        if journal is None:
+            return Recovery(uuid, "", "recovered", (), ())
+        if _is_running(host, journal, active):
+            return Recovery(uuid, journal.name, "running", (), ())
+        now, problems = engine.present_state(host, journal)
+        steps = tuple(map(str, engine.steps_to_give_back(journal, now)))
+        if dry_run:
+            return Recovery(uuid, journal.name, "pending", steps, _lines(problems))
+        problems = engine.give_back(host, journal)
+        return Recovery(uuid, journal.name, "failed" if problems else "recovered", steps, _lines(problems))
+    except VirtpassError as error:
+        return Recovery(uuid, "", "failed", (), (error.line,))
+
+
+def _is_running(host: Host, journal: Journal, active: Collection[str] | None) -> bool:
+    if active is not None:
+        return journal.uuid in active
+    groups = {sysfs.group(host, home.address) for home in journal.homes} - {None}
+    return any(host.device_node_is_busy(f"/dev/vfio/{group}") for group in groups)
+
+
+def _lines(problems: list[VirtpassError]) -> tuple[str, ...]:
+    return tuple(problem.line for problem in problems)
