@@ -72,7 +72,6 @@ def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
     os.umask(0o022)
     try:
         status = cli.main(arguments, prog_name="virtpass", standalone_mode=False, obj=host or Host())
-        sys.stdout.flush()
     except VirtpassError as error:
         complain(error.line)
         return error.exit_status
@@ -83,10 +82,6 @@ def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         complain("interrupted")
         return _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough. What is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     # click returns the status with which a command called exit(), and None when it ran to its end.
     return status if isinstance(status, int) else 0
 

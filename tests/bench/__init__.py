@@ -1,0 +1,1 @@
+"""Benchmarks: ratios to something that everybody has, never asserted in a test."""

@@ -1,0 +1,229 @@
+"""``make bench``: prints a table and writes ``build/bench.json``.
+
+Every figure is a ratio between two things that were measured in turns, so that a machine which changes its
+speed changes both. The median of the pairs' ratios is what counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.simulation import AUDIO, CARD, SimulatedHost, desktop, domain_xml
+from virtpass.hook import payload
+from virtpass.operations.devices import list_devices
+from virtpass.pci.address import PciAddress
+
+ROOT = Path(__file__).parents[2]
+PYTHON = "/usr/bin/python3"
+
+# A domain as virt-install makes it has about this much XML after its memory's size.
+REST = b"  <!-- " + b"x" * 6000 + b" -->\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One comparison.
+
+    Attributes:
+        name: what was measured.
+        ours: median seconds of what we do.
+        theirs: median seconds of what it is compared with.
+        ratio: median of the pairs' ratios.
+        aim: the ratio that is wanted.
+        runs: number of pairs.
+    """
+
+    name: str
+    ours: float
+    theirs: float
+    ratio: float
+    aim: float
+    runs: int
+
+
+def spawn(
+    argv: list[str], stdin: bytes = b"", environment: dict[str, str] | None = None
+) -> Callable[[], float]:
+    """Return a function that runs a program once and returns the seconds from start to end."""
+
+    def run() -> float:
+        reading, writing = os.pipe()
+        if stdin:
+            os.write(writing, stdin)
+        os.close(writing)
+        actions = [
+            (os.POSIX_SPAWN_DUP2, reading, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+        ]
+        began = time.perf_counter()
+        child = os.posix_spawn(
+            argv[0], argv, environment or {"PATH": os.environ["PATH"]}, file_actions=actions
+        )
+        _, status = os.waitpid(child, 0)
+        took = time.perf_counter() - began
+        os.close(reading)
+        if status:
+            raise RuntimeError(f"{argv} ended with status {os.waitstatus_to_exitcode(status)}")
+        return took
+
+    return run
+
+
+def compare(
+    name: str,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    aim: float,
+    runs: int,
+    after: Callable[[], object] = int,
+) -> Figure:
+    """Measure two things in turns.
+
+    Args:
+        name: what is measured.
+        ours: does our thing and returns its seconds.
+        theirs: does the other thing.
+        aim: the wanted ratio.
+        runs: pairs to count; two more warm up.
+        after: puts things back after each run of ours; not measured.
+    """
+    pairs = []
+    for number in range(runs + 2):
+        pair = (ours(), theirs())
+        after()
+        if number >= 2:
+            pairs.append(pair)
+    return Figure(
+        name,
+        statistics.median(pair[0] for pair in pairs),
+        statistics.median(pair[1] for pair in pairs),
+        statistics.median(pair[0] / pair[1] for pair in pairs),
+        aim,
+        runs,
+    )
+
+
+def gate(directory: Path) -> list[Figure]:
+    """The gate for a foreign domain, against starting the smallest program."""
+    path = directory / "50-virtpass"
+    path.write_bytes((ROOT / "hooks" / "50-virtpass").read_bytes())
+    path.chmod(0o755)
+    xml = domain_xml(CARD, metadata="<o:info xmlns:o='urn:other'><o:os id='12'/></o:info>") + REST
+    true = spawn(["/bin/true"])
+    return [
+        compare(
+            f"hook, foreign domain, {operation}",
+            spawn([str(path), "guest", *operation.split(), "-"], xml),
+            true,
+            2.0,
+            200,
+        )
+        for operation in ("prepare begin", "release end", "started begin")
+    ]
+
+
+def hook(directory: Path) -> list[Figure]:
+    """Prepare and release of two functions on a simulated kernel, against an empty Python."""
+    copy = directory / "payload"
+    for module, content in payload.sources().items():
+        target = copy / "virtpass" / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "__init__.py").write_text("")
+    (copy / "tests" / "simulation.py").write_bytes((ROOT / "tests" / "simulation.py").read_bytes())
+    subprocess.run([PYTHON, "-IS", "-m", "compileall", "-q", str(copy)], check=True)
+    root = directory / "host"
+    desktop(str(root))
+    xml = directory / "domain.xml"
+    xml.write_bytes(domain_xml(CARD, AUDIO))
+
+    def program(operation: str) -> list[str]:
+        code = (
+            f"import sys; sys.path.insert(0, {str(copy)!r})\n"
+            "from tests.simulation import SimulatedHost\n"
+            "from virtpass.hook.entry import run\n"
+            f"sys.exit(run(SimulatedHost({str(root)!r}), {operation!r}, open({str(xml)!r}, 'rb').read()))\n"
+        )
+        return [PYTHON, "-IS", "-c", code]
+
+    prepare, release = spawn(program("prepare")), spawn(program("release"))
+    empty = spawn([PYTHON, "-IS", "-c", "pass"])
+
+    def prepared() -> float:
+        prepare()
+        return release()
+
+    return [
+        compare("hook, prepare of two functions", prepare, empty, 2.0, 60, after=release),
+        compare("hook, release of two functions", prepared, empty, 2.0, 60),
+    ]
+
+
+def devices(directory: Path) -> list[Figure]:
+    """The list of devices, against lspci; and its growth with the number of devices."""
+    listing = [PYTHON, "-m", "virtpass", "devices", "--json"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    figures = [
+        compare(
+            "virtpass devices --json",
+            spawn(listing, environment=environment),
+            spawn(["/usr/bin/lspci", "-nnk"]),
+            3.0,
+            30,
+        )
+    ]
+    trees = {count: generated(directory / str(count), count) for count in (10, 1000, 10000)}
+
+    def each(count: int) -> Callable[[], float]:
+        def run() -> float:
+            began = time.perf_counter()
+            assert len(list_devices(trees[count])) == count
+            return (time.perf_counter() - began) / count
+
+        return run
+
+    figures.append(compare("each of 1,000 devices, against each of 10", each(1000), each(10), 1.5, 5))
+    figures.append(compare("each of 10,000 devices, against each of 1,000", each(10000), each(1000), 1.5, 3))
+    return figures
+
+
+def generated(root: Path, count: int) -> SimulatedHost:
+    """Build a host with many devices, each in its own group."""
+    host = SimulatedHost(str(root))
+    for number in range(count):
+        address = PciAddress(number >> 16, number >> 8 & 0xFF, number >> 3 & 0x1F, number & 7)
+        host.add_device(address, group=number, native="e1000e")
+    return host
+
+
+def main() -> int:
+    """Run all benchmarks."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        figures = [*gate(directory), *hook(directory), *devices(directory)]
+    print(f"{'':<46} {'ours':>10} {'theirs':>10} {'ratio':>6} {'aim':>5} {'runs':>5}")
+    for figure in figures:
+        print(
+            f"{figure.name:<46} {figure.ours * 1000:>7.2f} ms {figure.theirs * 1000:>7.2f} ms "
+            f"{figure.ratio:>6.2f} {figure.aim:>5.1f} {figure.runs:>5}"
+        )
+    output = ROOT / "build" / "bench.json"
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n", encoding="utf-8")
+    print(f"written to {output.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

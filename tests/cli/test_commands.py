@@ -1,0 +1,216 @@
+"""The commands as a user sees them: output, messages, exit statuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import AUDIO, CARD, GUEST, SimulatedHost, domain_xml
+from virtpass.cli import main
+from virtpass.hook.entry import run
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "qemu+unix:///system?socket=/nonexistent"
+Captured = pytest.CaptureFixture[str]
+
+
+def call(host: SimulatedHost, capfd: Captured, *arguments: str) -> tuple[int, str, str]:
+    """Run a command; return its exit status, standard output and standard error."""
+    capfd.readouterr()
+    status = main(list(arguments), host)
+    return (status, *capfd.readouterr())
+
+
+def test_the_list_shows_group_driver_and_verdict(host: SimulatedHost, capfd: Captured) -> None:
+    status, out, err = call(host, capfd, "devices")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["GROUP", "ADDRESS", "DRIVER", "DEVICE", "VERDICT"]
+    (card,) = [line for line in lines if "0000:01:00.0" in line]
+    (audio,) = [line for line in lines if "0000:01:00.1" in line]
+    (disk,) = [line for line in lines if "0000:04:00.0" in line]
+    assert card.split()[:3] == ["10", "0000:01:00.0", "bochs-drm"]
+    assert card.endswith("ready: the host's only display: dark while it is away")
+    # The second member of a group does not repeat its number.
+    assert audio.split()[0] == "0000:01:00.1"
+    assert disk.endswith("blocked: it holds the file system /")
+
+
+def test_the_list_as_json(host: SimulatedHost, capfd: Captured) -> None:
+    status, out, _ = call(host, capfd, "devices", "--json")
+    assert status == 0
+    devices = {one["address"]: one for one in json.loads(out)}
+    assert devices["0000:01:00.0"]["verdict"] == "ready"
+    assert devices["0000:06:01.0"]["verdict"] == "shared"
+    assert devices["0000:06:01.0"]["reasons"][0]["id"] == "group-shared"
+    assert devices["0000:00:04.0"]["verdict"] == "never"
+    assert devices["0000:05:00.0"]["driver"] is None
+
+
+def test_what_is_lent_shows_where_it_is(host: SimulatedHost, capfd: Captured) -> None:
+    run(host, "prepare", domain_xml(CARD, AUDIO, name="my\x9b31m guest".replace("\x9b", "&#x9b;")))
+    _, out, _ = call(host, capfd, "devices")
+    (card,) = [line for line in out.splitlines() if "0000:01:00.0" in line]
+    assert card.endswith("lent to my\\x9b31m guest")
+    assert "\x9b" not in out
+
+
+def test_one_device_with_its_surroundings(host: SimulatedHost, capfd: Captured) -> None:
+    host.put(f"/sys/bus/pci/devices/{CARD}/reset_method", "flr bus\n")
+    status, out, _ = call(host, capfd, "device", "show", "01:00.0")
+    assert status == 0
+    assert "0000:01:00.1" in out
+    assert "flr, bus" in out
+    details = json.loads(call(host, capfd, "device", "show", "01:00.0", "--json")[1])
+    assert details["card"] == ["0000:01:00.0", "0000:01:00.1"]
+    assert details["reset_methods"] == ["flr", "bus"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("device", "show", "nonsense"), 2, "'nonsense' is not a PCI address"),
+        (("device", "show", "0b:00.0"), 3, "there is no PCI device 0000:0b:00.0 on this host"),
+        (("device", "show"), 2, "Missing argument 'ADDRESS'"),
+        (("device", "show", "\x1b[31m"), 2, "'\\x1b[31m' is not a PCI address"),
+        (("devices", "--colour"), 2, "No such option"),
+        (("frobnicate",), 2, "No such command 'frobnicate'"),
+        (("device", "detach", "01:00.0", "-c", NOWHERE), 6, "/nonexistent"),
+        (("domain", "attach", "guest", "01:00.0", "-c", NOWHERE), 6, "/nonexistent"),
+        (("domain", "attach", "guest", "-c", NOWHERE), 2, "Missing argument 'ADDRESS...'"),
+        (("domain", "attach", "guest", "x", "-c", NOWHERE), 2, "'x' is not a PCI address"),
+        (("hook", "install"), 6, "libvirt is not installed"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(
+    host: SimulatedHost, capfd: Captured, arguments: tuple[str, ...], status: int, words: str
+) -> None:
+    before = host.state()
+    seen, out, err = call(host, capfd, *arguments)
+    assert (seen, out) == (status, "")
+    assert err.startswith("virtpass: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert host.calls == []
+    assert host.state() == before
+
+
+def test_the_hook_s_status_is_1_until_it_is_installed(host: SimulatedHost, capfd: Captured) -> None:
+    status, out, _ = call(host, capfd, "hook", "status")
+    assert status == 1
+    assert "not installed" in out
+    os.makedirs(host.path("/etc/libvirt"))
+    os.makedirs(host.path("/usr/bin"))
+    os.symlink("/usr/bin/python3", host.path("/usr/bin/python3"))
+    status, out, err = call(host, capfd, "hook", "install")
+    assert (status, out) == (0, "")
+    assert "/etc/libvirt/hooks/qemu.d/50-virtpass" in err
+    assert call(host, capfd, "hook", "status")[0] == 0
+    assert json.loads(call(host, capfd, "hook", "status", "--json")[1])["state"] == "current"
+    assert "hook removed" in call(host, capfd, "hook", "uninstall")[2]
+    assert call(host, capfd, "hook", "status")[0] == 1
+
+
+def test_recover_says_what_it_would_do_and_then_does_it(host: SimulatedHost, capfd: Captured) -> None:
+    assert "nothing to recover" in call(host, capfd, "recover", "-c", NOWHERE)[2]
+    before = host.state()
+    run(host, "prepare", domain_xml(CARD, AUDIO))
+    lent = host.state()
+    status, out, _ = call(host, capfd, "recover", "--dry-run", "-c", NOWHERE)
+    assert status == 0
+    assert out.splitlines()[:2] == ["guest: would be given back", "  0000:01:00.0: clear driver_override"]
+    assert host.state() == lent
+    status, out, _ = call(host, capfd, "recover", "--json", "-c", NOWHERE)
+    assert (status, json.loads(out)[0]["state"]) == (0, "recovered")
+    assert host.state() == before
+
+
+def test_recover_tells_by_its_status_that_something_is_left(host: SimulatedHost, capfd: Captured) -> None:
+    run(host, "prepare", domain_xml(CARD, AUDIO))
+    host.refusing.add(("bochs-drm", CARD))
+    status, out, err = call(host, capfd, "recover", "-c", NOWHERE)
+    assert status == 1
+    assert "guest: failed" in out
+    assert "could not be bound to bochs-drm" in err
+    assert (Path(host.path("/run/virtpass/lent")) / GUEST).exists()
+
+
+def test_where_you_stand_without_libvirt_and_without_iommu(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtpass.cli.overview.overview", lambda h: overview_at(h, NOWHERE))
+    status, out, _ = call(host, capfd)
+    assert status == 0
+    assert "IOMMU active, 7 groups" in out
+    assert "Hook     not installed" in out
+    assert "Domains  unknown: " in out
+    assert out.splitlines()[-1] == "Next     virtpass hook install"
+    host.switch_iommu_off()
+    out = call(host, capfd)[1]
+    assert "no IOMMU is active" in out
+    assert "VT-d or AMD-Vi" in out.splitlines()[-1]
+
+
+def overview_at(host: SimulatedHost, uri: str) -> object:
+    from virtpass.operations.overview import overview
+
+    return overview(host, uri)
+
+
+def in_terminal(columns: int) -> str:
+    """Run the list on a terminal of a given width, and return what it shows."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    main_end, other_end = pty.openpty()
+    fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "virtpass", "devices"], stdout=other_end, stderr=other_end, env=environment
+    ):
+        os.close(other_end)
+        shown = b""
+        try:
+            while chunk := os.read(main_end, 65536):
+                shown += chunk
+        except OSError:
+            pass
+    os.close(main_end)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_narrow_terminal_shortens_the_names_only() -> None:
+    wide, narrow = in_terminal(250), in_terminal(60)
+    assert wide.count("\n") == narrow.count("\n")
+    assert [line.split()[:2] for line in wide.splitlines()] == [
+        line.split()[:2] for line in narrow.splitlines()
+    ]
+    assert max(map(len, narrow.splitlines())) <= max(map(len, wide.splitlines()))
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "virtpass", "devices"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("devices", "--help"), ("domain", "attach", "--help"), ("--version",)]
+)
+def test_help_works_everywhere(host: SimulatedHost, capfd: Captured, arguments: tuple[str, ...]) -> None:
+    status, out, err = call(host, capfd, *arguments)
+    assert (status, err) == (0, "")
+    assert out
