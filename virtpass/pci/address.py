@@ -133,6 +133,8 @@ class PciAddress(tuple[int, int, int, int]):
 def libvirt_number(text: str) -> int:
     """Parse a number as libvirt does: ``0x`` starts a hexadecimal number, another leading 0 an octal one.
 
+    That is strtoul with base 0, which virXMLPropUInt in libvirt's src/util/virxml.c calls.
+
     Raises:
         UsageError: it is none.
     """
