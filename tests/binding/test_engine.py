@@ -64,11 +64,14 @@ def test_every_write_is_announced_before_it_is_made(
     write = host.write_attribute
 
     def checked(path: str, value: str, deadline: float) -> None:
-        record = host.read_own("/run/virtpass/lent", GUEST) or b""
-        last = record.decode().splitlines()[-1].split("\t")
-        subject = value if path.endswith(("unbind", "drivers_probe")) else path.split("/")[-2]
-        assert last[0] == "write"
-        assert last[1].replace("%3a", ":") == subject
+        record = (host.read_own("/run/virtpass/lent", GUEST) or b"").decode()
+        if path.endswith("driver_override"):
+            expected = f"write\t{path.split('/')[-2]}\toverride\t{value}"
+        elif path.endswith("unbind"):
+            expected = f"write\t{value}\tunbind\t{path.split('/')[-2]}"
+        else:
+            expected = f"write\t{value}\tprobe\tvfio-pci"
+        assert expected in record.splitlines()
         write(path, value, deadline)
 
     monkeypatch.setattr(host, "write_attribute", checked)

@@ -76,7 +76,7 @@ KINDS = ("error", "kill before", "kill after", "kill within")
 @pytest.mark.parametrize("kind", KINDS)
 def test_prepare_cut_off_anywhere(tmp_path: Path, kind: str) -> None:
     effects = count(tmp_path / "count", "prepare")
-    assert effects > 12
+    assert effects >= 8
     for at in range(1, effects + 1):
         root = tmp_path / str(at)
         before = desktop(str(root)).state()

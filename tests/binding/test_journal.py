@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.pci.test_address import addresses
 from tests.simulation import GUEST, OTHER, SimulatedHost
-from virtpass.binding.journal import DIRECTORY, Home, Journal, journals, read_journal
+from virtpass.binding.journal import DIRECTORY, Home, Journal, Step, journals, read_journal
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
@@ -22,9 +22,7 @@ homes = st.lists(st.builds(Home, addresses, drivers, drivers), max_size=4)
 def test_what_was_written_is_read_back(tmp_path: Path, name: str, homes: list[Home], complete: bool) -> None:
     host = Host(str(tmp_path))
     journal = Journal(host, GUEST, name)
-    journal.begin(homes)
-    for home in homes:
-        journal.announce(home.address, "override", "vfio-pci")
+    journal.begin(homes, [Step(home.address, "override", "vfio-pci") for home in homes])
     if complete:
         journal.complete()
     seen = read_journal(host, GUEST)
@@ -88,7 +86,7 @@ def test_a_link_in_place_of_a_journal_is_not_followed(host: SimulatedHost, tmp_p
     os.makedirs(host.path(DIRECTORY))
     os.symlink(victim, host.path(f"{DIRECTORY}/{GUEST}"))
     with pytest.raises(RefusedError):
-        Journal(host, GUEST, "guest").begin([])
+        Journal(host, GUEST, "guest").begin([], [])
     assert victim.read_text() == "precious\n"
 
 
@@ -98,7 +96,7 @@ def test_a_link_in_place_of_the_directory_is_not_followed(host: SimulatedHost, t
     os.makedirs(host.path("/run/virtpass"))
     os.symlink(elsewhere, host.path(DIRECTORY))
     with pytest.raises(RefusedError):
-        Journal(host, GUEST, "guest").begin([])
+        Journal(host, GUEST, "guest").begin([], [])
     assert list(elsewhere.iterdir()) == []
 
 
@@ -106,4 +104,4 @@ def test_a_directory_that_others_may_write_is_not_used(host: SimulatedHost) -> N
     os.makedirs(host.path("/run/virtpass"))
     os.chmod(host.path("/run/virtpass"), 0o777)
     with pytest.raises(RefusedError, match="others than root may write"):
-        Journal(host, GUEST, "guest").begin([])
+        Journal(host, GUEST, "guest").begin([], [])

@@ -9,7 +9,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 import errno
 
-from virtpass.binding.journal import Home, Journal, checked_name
+from virtpass.binding.journal import OVERRIDE, PROBE, UNBIND, Home, Journal, Step, checked_name
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError
@@ -26,33 +26,6 @@ MODULE_DEADLINE = 30.0
 LOCK_DEADLINE = 120.0
 
 STUCK_DIRECTORY = "/run/virtpass/stuck"
-
-OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
-
-
-class Step(tuple[PciAddress, str, str]):
-    """One write: the device, the action (override, unbind or probe) and the action's value.
-
-    The value is the new override (empty to clear it), the driver to unbind from, or the driver that the
-    probe must bind.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, address: PciAddress, action: str, value: str) -> "Step":
-        """Hold the three together."""
-        return super().__new__(cls, (address, action, value))
-
-    def __str__(self) -> str:
-        """A sentence for people."""
-        address, action, value = self
-        if action == OVERRIDE:
-            return (
-                f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
-            )
-        if action == UNBIND:
-            return f"{address}: unbind from {value}"
-        return f"{address}: let {value} bind it"
 
 
 def lock(host: Host) -> int:
@@ -135,10 +108,10 @@ def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
     for address in (home.address for home in homes):
         refuse_stuck(host, address)
     load_vfio(host)
-    journal.begin(homes)
+    steps = steps_to_lend(homes)
+    journal.begin(homes, steps)
     try:
-        for step in steps_to_lend(homes):
-            journal.announce(*step)
+        for step in steps:
             apply(host, step)
         journal.complete()
     except Exception as error:

@@ -7,7 +7,7 @@ a crash, and what it announced was not done. The records:
     virtpass 1                       format
     domain UUID NAME
     home ADDRESS DRIVER OVERRIDE     where the device was; "-" for none
-    write ADDRESS ACTION VALUE       announced before each write
+    write ADDRESS ACTION VALUE       will be written; all of them stand here before the first is made
     lent                             all devices are bound to vfio-pci
 
 Imported by the hook: the imports here are on its allow-list.
@@ -23,6 +23,8 @@ _FORMAT = ("virtpass", "1")
 _NONE = "-"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:+-")
 _UUID_LENGTHS = [8, 4, 4, 4, 12]
+
+OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
 
 
 class Home(tuple[PciAddress, str | None, str | None]):
@@ -50,6 +52,31 @@ class Home(tuple[PciAddress, str | None, str | None]):
         return self[2]
 
 
+class Step(tuple[PciAddress, str, str]):
+    """One write: the device, the action (override, unbind or probe) and the action's value.
+
+    The value is the new override (empty to clear it), the driver to unbind from, or the driver that the
+    probe must bind.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, address: PciAddress, action: str, value: str) -> "Step":
+        """Hold the three together."""
+        return super().__new__(cls, (address, action, value))
+
+    def __str__(self) -> str:
+        """A sentence for people."""
+        address, action, value = self
+        if action == OVERRIDE:
+            return (
+                f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
+            )
+        if action == UNBIND:
+            return f"{address}: unbind from {value}"
+        return f"{address}: let {value} bind it"
+
+
 class Journal:
     """What one domain has borrowed, as far as it is on disk.
 
@@ -69,20 +96,16 @@ class Journal:
         self.overridden: set[PciAddress] = set()
         self.is_complete = False
 
-    def begin(self, homes: list[Home]) -> None:
-        """Record where the devices are."""
+    def begin(self, homes: list[Home], steps: list[Step]) -> None:
+        """Record where the devices are, and announce what will be written to them, before the first write."""
         records = [_FORMAT, ("domain", self.uuid, self.name)]
         records += [
             ("home", str(home.address), home.driver or _NONE, home.override or _NONE) for home in homes
         ]
+        records += [("write", str(address), action, value) for address, action, value in steps]
         self._append(records)
         self.homes = list(homes)
-
-    def announce(self, address: PciAddress, action: str, value: str) -> None:
-        """Record a write that is about to be made."""
-        self._append([("write", str(address), action, value)])
-        if action == "override":
-            self.overridden.add(address)
+        self.overridden = {address for address, action, _ in steps if action == OVERRIDE}
 
     def complete(self) -> None:
         """Record that all devices are where the domain needs them."""
@@ -146,7 +169,7 @@ def _take(journal: Journal, fields: list[str], position: int) -> None:
         driver, override = (None if field == _NONE else checked_name(field) for field in fields[2:])
         journal.homes.append(Home(PciAddress.parse(fields[1]), driver, override))
     elif kind == "write" and len(fields) == 4:
-        if fields[2] == "override":
+        if fields[2] == OVERRIDE:
             journal.overridden.add(PciAddress.parse(fields[1]))
     elif fields == ["lent"]:
         journal.is_complete = True

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -37,7 +36,10 @@ def say_json(value: object) -> None:
 
 def width() -> int | None:
     """Return how many columns the output may take; None when nobody watches."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 def say_table(
