@@ -9,7 +9,7 @@ BOOTSTRAP := $(SYSTEM_PYTHON) -I tests/bootstrap.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-fast lab bench deb wheel lint format clean environment packages
+.PHONY: help demo test test-fast lab image bench deb wheel lint format clean environment packages
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -22,19 +22,25 @@ NEEDS_test-fast := environment checks
 NEEDS_lab := environment deb lab
 NEEDS_deb := deb
 NEEDS_lint := environment checks
+NEEDS_bench := environment bench
+NEEDS_image := environment lab
 GROUPS := $(sort $(foreach goal,$(MAKECMDGOALS),$(or $(NEEDS_$(goal)),environment)))
 
-demo: packages environment deb  ## Watch a GPU go to a VM and come back, in a virtual machine
+demo: packages environment deb image  ## Watch a GPU go to a VM and come back, in a virtual machine
 	$(PYTHON) -m tests.lab.demo
 
-test: packages environment deb  ## Run all tests: the fast ones, then the lab
+test: packages environment deb image  ## Run all tests: the fast ones, then the lab
 	$(PYTEST) tests
 
 test-fast: packages environment  ## Run the tests that need no virtual machine
 	$(PYTEST) -m 'not lab' tests
 
-lab: packages environment deb  ## Run the tests on a virtual machine with a real kernel, IOMMU and libvirt
+lab: packages environment deb image  ## Run the tests on a virtual machine with a real kernel, IOMMU and libvirt
 	$(PYTEST) -m lab tests/lab
+
+# Before pytest, which keeps what is printed to itself: this shows how far it is.
+image: packages environment
+	@$(PYTHON) -m tests.lab.image
 
 bench: packages environment  ## Measure what a user waits for
 	$(PYTHON) -m tests.bench

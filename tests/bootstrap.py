@@ -30,6 +30,9 @@ GROUPS: dict[str, dict[str, str]] = {
     "checks": {
         "shellcheck": "checks the hook's shell script",
     },
+    "bench": {
+        "pciutils": "has lspci, which the list of devices is measured against",
+    },
     "deb": {
         "debhelper": "builds Debian packages",
         "dh-python": "builds Debian packages of Python software",

@@ -10,7 +10,7 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.pci.usage import used_by_host
-from virtpass.system.errors import NotFoundError, RefusedError
+from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
 
@@ -55,9 +55,7 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
         RefusedError: the kernel would refuse it.
     """
     if not sysfs.is_present(host, address):
-        raise NotFoundError(
-            "no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them"
-        )
+        raise sysfs.no_device(address)
     if (
         sysfs.header_type(host, address) not in (0, None)
         or (sysfs.number(host, address, "class") or 0) >> 16 == 6

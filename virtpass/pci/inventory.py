@@ -6,7 +6,6 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.pci.usage import used_by_host
-from virtpass.system.errors import NotFoundError
 from virtpass.system.host import Host
 
 _HEADER_BYTES = 64
@@ -84,7 +83,7 @@ class Inventory:
             NotFoundError: there is none at that address.
         """
         if address not in self.devices:
-            raise no_device(address)
+            raise sysfs.no_device(address)
         return self.devices[address]
 
 
@@ -111,15 +110,8 @@ def read_device(host: Host, address: PciAddress) -> Device:
         NotFoundError: there is none at that address.
     """
     if not sysfs.is_present(host, address):
-        raise no_device(address)
+        raise sysfs.no_device(address)
     return _read(host, address, sysfs.identity(host, address))
-
-
-def no_device(address: PciAddress) -> NotFoundError:
-    """Return the error for an address at which there is nothing."""
-    return NotFoundError(
-        "no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them"
-    )
 
 
 def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> Device:

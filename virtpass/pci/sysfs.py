@@ -5,7 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity, serial_number
-from virtpass.system.errors import UsageError
+from virtpass.system.errors import NotFoundError, UsageError
 from virtpass.system.host import Host
 
 DEVICES = "/sys/bus/pci/devices"
@@ -25,6 +25,13 @@ def device_path(address: PciAddress) -> str:
 def is_present(host: Host, address: PciAddress) -> bool:
     """Tell whether the kernel knows the device."""
     return host.exists(device_path(address))
+
+
+def no_device(address: PciAddress) -> NotFoundError:
+    """Return the error for an address at which there is nothing."""
+    return NotFoundError(
+        "no-device", f"there is no PCI device {address} on this host", "virtpass devices lists them"
+    )
 
 
 def driver(host: Host, address: PciAddress) -> str | None:
