@@ -1,0 +1,141 @@
+"""The nested guest: a libvirt domain that says which PCI devices it sees, and draws on its card.
+
+Its kernel and initial RAM file system lie in the image (`initramfs.py`, `guest_init.sh`). It powers
+off at the power button, so `virsh shutdown` works. No device is given to it here: that is what is tested.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from .machine import Machine, Result
+from .overlay import INSIDE
+from .picture import Picture
+
+NAME = "guest"
+KERNEL_ARGUMENTS = "loglevel=3 consoleblank=0 mitigations=off init_on_alloc=0 lsm= nokaslr"
+# What the guest fills the monitor with: blue as the kernel's console has it.
+BLUE = (0, 0, 170)
+# The kernel and drivers come up in about 20 s under TCG on two idle processors.
+READY_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class GuestDevice:
+    """One PCI function as the guest sees it; `driver` is "-" when it has none."""
+
+    address: str
+    ids: str
+    pci_class: str
+    driver: str
+
+
+def domain_xml(machine: Machine, name: str = NAME, *, memory: int = 256, devices: str = "") -> str:
+    """Return the XML of a domain `name`, with `memory` MiB and the XML of more `devices`."""
+    # The same name always has the same UUID, so that a domain can be defined anew.
+    return f"""\
+<domain type='{machine.domain_type}'>
+  <name>{name}</name>
+  <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, name)}</uuid>
+  <memory unit='MiB'>{memory}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{INSIDE}/guest.vmlinuz</kernel>
+    <initrd>{INSIDE}/guest.initramfs</initrd>
+    <cmdline>console=tty0 console=ttyS0 {KERNEL_ARGUMENTS}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <controller type='usb' model='none'/>
+    <controller type='pci' model='pcie-root'/>
+    <serial type='file'>
+      <source path='{serial_file(name)}'/>
+    </serial>
+    <video><model type='none'/></video>
+    <memballoon model='none'/>
+{devices}  </devices>
+</domain>
+"""
+
+
+def hostdev_xml(host: str, bus: int, function: int = 0, *, multifunction: bool = False) -> str:
+    """Return a managed hostdev for the host's function `host`, at slot 0 of the guest's `bus`."""
+    domain, host_bus, rest = host.split(":")
+    slot, _, host_function = rest.partition(".")
+    several = " multifunction='on'" if multifunction else ""
+    return f"""\
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source>
+        <address domain='0x{domain}' bus='0x{host_bus}' slot='0x{slot}' function='0x{host_function}'/>
+      </source>
+      <address type='pci' domain='0x0000' bus='{bus:#04x}' slot='0x00' function='{function:#x}'{several}/>
+    </hostdev>
+"""
+
+
+def serial_file(name: str = NAME) -> str:
+    """Return the file in the host that receives what the domain `name` says."""
+    return f"/var/log/libvirt/qemu/{name}-serial.log"
+
+
+class Guest:
+    """One nested domain in a machine."""
+
+    def __init__(self, machine: Machine, name: str = NAME) -> None:
+        """Speak of the domain `name`; `define` makes it."""
+        self.machine = machine
+        self.name = name
+
+    def define(self, devices: str = "") -> None:
+        """Define the domain, or define it anew, with the XML of `devices`. Raises CommandFailed."""
+        xml = domain_xml(self.machine, self.name, devices=devices)
+        self.machine.run(["virsh", "define", "/dev/stdin"], xml.encode()).check()
+
+    def start(self, timeout: float = 180) -> Result:
+        """Start the domain and return what virsh said: failing may be what a test wants."""
+        # The file of an earlier run would be appended to, and its words be taken for those of this one.
+        self.machine.run(["truncate", "-cs", "0", serial_file(self.name)]).check()
+        return self.machine.run(["virsh", "start", self.name], timeout=timeout)
+
+    def wait_ready(self, timeout: float = READY_TIMEOUT) -> dict[str, GuestDevice]:
+        """Wait until the guest has loaded its drivers; return its PCI devices. Raises AssertionError."""
+        self.machine.wait_until(lambda: "GUEST READY" in self.serial(), f"{self.name} is ready", timeout)
+        return self.devices()
+
+    def serial(self) -> str:
+        """Return what the guest has said on its serial console since it was started."""
+        return self.machine.run(["cat", serial_file(self.name)]).text
+
+    def devices(self) -> dict[str, GuestDevice]:
+        """Return the PCI devices that the guest saw last, by its own addresses."""
+        last = self.serial().rpartition("GUEST READY")[0].rpartition("GUEST SEES")[2]
+        lines = (line.split() for line in last.splitlines())
+        return {words[1]: GuestDevice(*words[1:]) for words in lines if words and words[0] == "PCI"}
+
+    def state(self) -> str:
+        """Return the domain's state as virsh spells it, "running" or "shut off"."""
+        return self.machine.run(["virsh", "domstate", self.name]).text.strip()
+
+    def shutdown(self, timeout: float = 120) -> None:
+        """Press the power button and wait until the domain is off. Raises AssertionError, CommandFailed."""
+        self.machine.run(["virsh", "shutdown", self.name]).check()
+        self.machine.wait_until(lambda: self.state() == "shut off", f"{self.name} is off", timeout)
+
+    def destroy(self) -> None:
+        """End the domain at once; nothing happens if it does not run."""
+        self.machine.run(["virsh", "destroy", self.name], timeout=120)
+
+    def remove(self) -> None:
+        """End and undefine the domain, if there is one."""
+        self.destroy()
+        self.machine.run(["virsh", "undefine", self.name])
+
+
+def draws(picture: Picture) -> bool:
+    """Return whether `picture` is what the guest draws."""
+    return picture.share(BLUE) > 0.5
