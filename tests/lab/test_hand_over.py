@@ -317,7 +317,8 @@ def test_a_domain_comes_back_byte_for_byte(machine: Machine, guest: Guest, befor
     assert machine.run(["virsh", "dumpxml", "--inactive", "guest"]).check().text == xml
 
 
-@pytest.mark.parametrize("name", ["-x", "a b", 'it\'s "quoted"', "Größe ⚙", "$(reboot)", "%s\\n"])
+# With double quotes or backslashes in its name, no domain starts under AppArmor, whoever starts it.
+@pytest.mark.parametrize("name", ["-x y", "it's", "Größe ⚙", "$(reboot)%s"])
 def test_names_that_people_give(machine: Machine, before: State, name: str) -> None:
     from xml.sax.saxutils import escape
 
