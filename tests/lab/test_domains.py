@@ -17,6 +17,7 @@ NAME = "xml"
 
 XML = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>xml</name>
+  <uuid>3e9c1f5a-7b0d-4c6e-8f21-5a4b3c2d1e0f</uuid>
   <title>it's &lt;a&gt; title</title>
   <metadata><o:info xmlns:o='urn:other'><o:note>kept</o:note></o:info></metadata>
   <memory unit='MiB'>64</memory>
