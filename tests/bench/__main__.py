@@ -53,7 +53,7 @@ class Measured(SimulatedHost):
 host = Measured(sys.argv[2])
 status = run(host, sys.argv[3], open(sys.argv[4], "rb").read())
 os.write(1, str(host.kernel).encode())
-sys.exit(status)
+os._exit(status)
 """
 
 

@@ -11,7 +11,6 @@ Imported by the hook: the imports here are on its allow-list.
 """
 
 import os
-import sys
 import syslog
 import time
 
@@ -161,7 +160,3 @@ def _read_all(descriptor: int) -> bytes:
     except OSError:
         pass
     return b"".join(chunks)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
