@@ -18,6 +18,7 @@ import os
 
 from virtpass.pci.address import PciAddress
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 CARD = PciAddress.parse("01:00.0")
 AUDIO = PciAddress.parse("01:00.1")
@@ -34,7 +35,7 @@ OTHER = "b7a1c9d2-8e5f-4a3b-a6c7-d8e9f0a1b2c3"
 GROUP_FRIENDLY = ("vfio-pci", "pci-stub", "pcieport")
 
 
-class Hangs(OSError):
+class Hangs(NoAnswer):
     """What a write that never comes back looks like to the one who waits for it with a deadline."""
 
     def __init__(self, path: str) -> None:
@@ -49,6 +50,8 @@ class SimulatedHost(Host):
         hanging: addresses whose host driver never comes back from its remove function.
         modules: drivers that modprobe would load, by device alias or by name.
         busy_groups: IOMMU groups that a running domain has open.
+        claimed: device nodes of disks that are in use.
+        numbers: device numbers of nodes, as major:minor.
         calls: attribute writes in order, as (path below /sys, value).
     """
 
@@ -58,6 +61,8 @@ class SimulatedHost(Host):
         self.hanging: set[PciAddress] = set()
         self.modules: dict[str, str] = {}
         self.busy_groups: set[int] = set()
+        self.claimed: set[str] = set()
+        self.numbers: dict[str, str] = {}
         self.calls: list[tuple[str, str]] = []
 
     # building
@@ -160,6 +165,12 @@ class SimulatedHost(Host):
             self._unbind(PciAddress.parse(value), parts[-2])
         else:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    def is_claimed(self, path: str) -> bool:
+        return path in self.claimed
+
+    def device_number(self, path: str) -> str | None:
+        return self.numbers.get(path)
 
     def device_node_is_busy(self, path: str) -> bool:
         return path.rpartition("/")[2] in self._busy()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.pci.test_address import addresses
 from tests.simulation import GUEST, OTHER, SimulatedHost
-from virtpass.binding.journal import DIRECTORY, Home, Journal, Step, journals, read_journal
+from virtpass.binding.journal import DIRECTORY, Home, Journal, journals, read_journal
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
@@ -18,18 +18,15 @@ homes = st.lists(st.builds(Home, addresses, drivers, drivers), max_size=4)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.text(max_size=40), homes=homes, complete=st.booleans())
-def test_what_was_written_is_read_back(tmp_path: Path, name: str, homes: list[Home], complete: bool) -> None:
+@given(name=st.text(max_size=40), homes=homes)
+def test_what_was_written_is_read_back(tmp_path: Path, name: str, homes: list[Home]) -> None:
     host = Host(str(tmp_path))
     journal = Journal(host, GUEST, name)
-    journal.begin(homes, [Step(home.address, "override", "vfio-pci") for home in homes])
-    if complete:
-        journal.complete()
+    journal.begin(homes)
     seen = read_journal(host, GUEST)
     journal.remove()
     assert seen is not None
-    assert (seen.name, seen.homes, seen.is_complete) == (name, homes, complete)
-    assert seen.overridden == {home.address for home in homes}
+    assert (seen.name, seen.homes) == (name, homes)
     assert read_journal(host, GUEST) is None
 
 
@@ -86,7 +83,7 @@ def test_a_link_in_place_of_a_journal_is_not_followed(host: SimulatedHost, tmp_p
     os.makedirs(host.path(DIRECTORY))
     os.symlink(victim, host.path(f"{DIRECTORY}/{GUEST}"))
     with pytest.raises(RefusedError):
-        Journal(host, GUEST, "guest").begin([], [])
+        Journal(host, GUEST, "guest").begin([])
     assert victim.read_text() == "precious\n"
 
 
@@ -96,7 +93,7 @@ def test_a_link_in_place_of_the_directory_is_not_followed(host: SimulatedHost, t
     os.makedirs(host.path("/run/virtpass"))
     os.symlink(elsewhere, host.path(DIRECTORY))
     with pytest.raises(RefusedError):
-        Journal(host, GUEST, "guest").begin([], [])
+        Journal(host, GUEST, "guest").begin([])
     assert list(elsewhere.iterdir()) == []
 
 
@@ -104,4 +101,4 @@ def test_a_directory_that_others_may_write_is_not_used(host: SimulatedHost) -> N
     os.makedirs(host.path("/run/virtpass"))
     os.chmod(host.path("/run/virtpass"), 0o777)
     with pytest.raises(RefusedError, match="others than root may write"):
-        Journal(host, GUEST, "guest").begin([], [])
+        Journal(host, GUEST, "guest").begin([])

@@ -58,6 +58,22 @@ def test_what_is_lent_shows_where_it_is(host: SimulatedHost, capfd: Captured) ->
     assert "\x9b" not in out
 
 
+def test_names_from_outside_do_not_reach_the_terminal_as_they_are(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    node = f"/sys/bus/pci/devices/{CARD}/drm/card0"
+    host.put(f"{node}/dev", "226:0\n")
+    host.put(f"{node}/uevent", "DEVNAME=dri/card0\n")
+    host.put("/proc/812/comm", b"\x1b]0;x\x07\xff\n")
+    host.put("/proc/812/fd/.keep")
+    os.symlink("/dev/dri/card0", host.path("/proc/812/fd/11"))
+    for arguments in (("device", "show", "01:00.0"), ("device", "show", "01:00.0", "--json")):
+        status, out, _ = call(host, capfd, *arguments)
+        assert status == 0
+        assert "\x1b" not in out
+        assert "812" in out
+
+
 def test_one_device_with_its_surroundings(host: SimulatedHost, capfd: Captured) -> None:
     host.put(f"/sys/bus/pci/devices/{CARD}/reset_method", "flr bus\n")
     status, out, _ = call(host, capfd, "device", "show", "01:00.0")
@@ -121,7 +137,10 @@ def test_recover_says_what_it_would_do_and_then_does_it(host: SimulatedHost, cap
     lent = host.state()
     status, out, _ = call(host, capfd, "recover", "--dry-run", "-c", NOWHERE)
     assert status == 0
-    assert out.splitlines()[:2] == ["guest: would be given back", "  0000:01:00.0: clear driver_override"]
+    assert out.splitlines()[:2] == [
+        "guest: would be given back",
+        "  0000:01:00.0: set driver_override to bochs-drm",
+    ]
     assert host.state() == lent
     status, out, _ = call(host, capfd, "recover", "--json", "-c", NOWHERE)
     assert (status, json.loads(out)[0]["state"]) == (0, "recovered")

@@ -100,6 +100,57 @@ def test_a_policy_that_this_version_does_not_know(host: SimulatedHost, capfd: Ca
     assert "display=seize is not known" in refused(host, capfd, domain_xml(NIC, metadata=metadata))
 
 
+def test_a_card_that_is_gone_is_said_to_be_gone(host: SimulatedHost, capfd: Captured) -> None:
+    metadata = (
+        "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:device address='0000:0b:00.0' "
+        "vendor='0x10de' device='0x1b80' subsystem-vendor='0x1462' "
+        "subsystem-device='0x3362'/></v:passthrough>"
+    )
+    line = refused(host, capfd, domain_xml(PciAddress.parse("0b:00.0"), metadata=metadata))
+    assert "there is no PCI device 0000:0b:00.0" in line
+
+
+def test_metadata_that_was_spoilt_while_the_domain_ran(host: SimulatedHost, capfd: Captured) -> None:
+    before = host.state()
+    run(host, "prepare", domain_xml(NIC))
+    metadata = "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:device address='x'/></v:passthrough>"
+    assert run(host, "release", domain_xml(NIC, metadata=metadata)) == 0
+    assert host.state() == before
+    assert "is not understood" in refused(host, capfd, domain_xml(NIC, metadata=metadata))
+
+
+def test_a_card_that_does_not_answer_any_more(host: SimulatedHost, capfd: Captured) -> None:
+    host.put(f"/sys/bus/pci/devices/{NIC}/config", b"\xff" * 64)
+    assert "does not answer any more" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_interrupts_that_are_not_remapped(host: SimulatedHost, capfd: Captured) -> None:
+    host.put("/sys/kernel/irq/24/chip_name", "PCI-MSI\n")
+    assert "interrupts are not remapped" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_a_card_with_virtual_functions(host: SimulatedHost, capfd: Captured) -> None:
+    host.link(f"/sys/bus/pci/devices/{NIC}/virtfn0", f"/sys/bus/pci/devices/{TWIN}")
+    assert "has 1 virtual functions" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_a_virtual_machine_that_somebody_else_started_has_it(host: SimulatedHost, capfd: Captured) -> None:
+    host.busy_groups.add(11)
+    assert "is used by a running virtual machine" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_the_nvidia_driver_is_not_unbound(host: SimulatedHost, capfd: Captured) -> None:
+    card = PciAddress.parse("0c:00.0")
+    host.add_device(card, class_code=0x030000, group=20, native="nvidia")
+    assert "modprobe -r nvidia_drm" in refused(host, capfd, domain_xml(card))
+
+
+def test_a_disk_that_is_in_use_in_a_way_that_no_table_shows(host: SimulatedHost, capfd: Captured) -> None:
+    host.put("/proc/self/mountinfo", "22 1 0:30 / / rw - zfs rpool/root rw\n")
+    host.claimed.add("/dev/nvme0n1p1")
+    assert "has a disk in use (nvme0n1p1)" in refused(host, capfd, domain_xml(DISK))
+
+
 def test_a_process_that_has_the_card_open(host: SimulatedHost, capfd: Captured) -> None:
     node = f"/sys/bus/pci/devices/{CARD}/drm/card0"
     host.put(f"{node}/dev", "226:0\n")
@@ -118,7 +169,7 @@ def test_another_domain_has_it(host: SimulatedHost, capfd: Captured) -> None:
     run(host, "prepare", domain_xml(CARD, AUDIO, name="first one"))
     lent = host.state()
     assert run(host, "prepare", domain_xml(CARD, AUDIO, uuid=OTHER, name="second")) == 1
-    assert "is lent to the domain first one" in capfd.readouterr().err
+    assert "is lent to the domain first one; shut that down first" in capfd.readouterr().err
     assert run(host, "release", domain_xml(CARD, AUDIO, uuid=OTHER, name="second")) == 0
     assert host.state() == lent
     assert journals(host) == [GUEST]
@@ -165,6 +216,7 @@ def test_an_identical_twin_is_not_touched(host: SimulatedHost) -> None:
 def test_other_operations_succeed_in_silence(
     operation: tuple[str, str], capfd: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(entry, "run", lambda *_: pytest.fail("nothing may run"))
     assert entry.main(["guest", *operation, "-"]) == 0
     assert entry.main(["guest"]) == 0

@@ -81,6 +81,8 @@ def test_installing_again_changes_nothing(machine: Host) -> None:
         ("mode", "not-executable"),
         ("payload", "incomplete"),
         ("world", "changed"),
+        ("payload for all", "incomplete"),
+        ("compiled for all", "incomplete"),
     ],
 )
 def test_damage_is_seen_and_mended(machine: Host, damage: str, state: str) -> None:
@@ -94,6 +96,9 @@ def test_damage_is_seen_and_mended(machine: Host, damage: str, state: str) -> No
         hook.chmod(0o644)
     elif damage == "world":
         hook.chmod(0o777)
+    elif damage.endswith("for all"):
+        suffix = "*.pyc" if damage.startswith("compiled") else "engine.py"
+        next(Path(machine.path(PAYLOADS)).rglob(suffix)).chmod(0o666)
     else:
         module = next(Path(machine.path(PAYLOADS)).rglob("engine.py"))
         module.write_text(module.read_text() + "\n")
@@ -108,6 +113,25 @@ def test_an_older_payload_goes_when_the_new_hook_stands(machine: Host) -> None:
     (old / "__init__.py").write_text("")
     install(machine)
     assert len(list(Path(machine.path(PAYLOADS)).iterdir())) == 1
+
+
+def test_what_the_hook_ran_until_now_stays_for_those_that_run(machine: Host) -> None:
+    install(machine)
+    hook = Path(machine.path(HOOK))
+    (payload,) = Path(machine.path(PAYLOADS)).iterdir()
+    older = payload.with_name("0.0.9-000000000000")
+    payload.rename(older)
+    hook.write_text(hook.read_text().replace(payload.name, older.name))
+    install(machine)
+    assert sorted(path.name for path in payload.parent.iterdir()) == sorted([older.name, payload.name])
+
+
+def test_temporary_files_of_a_crash_are_swept(machine: Host) -> None:
+    before = tree(Path(machine.root))
+    install(machine)
+    Path(machine.path("/etc/libvirt/hooks/.virtpass-0123456789abcdef")).write_text("")
+    uninstall(machine)
+    assert tree(Path(machine.root)) == before
 
 
 def test_a_link_in_place_of_the_hook_directory_is_not_followed(machine: Host, tmp_path: Path) -> None:
@@ -153,7 +177,10 @@ def test_what_was_installed_runs_under_the_system_s_python(machine: Host) -> Non
         "from virtpass.hook.entry import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        ["/usr/bin/python3", "-ISc", program, "x", "started", "begin", "-"], capture_output=True, check=False
+        ["/usr/bin/python3", "-ISc", program, "x", "prepare", "begin", "-"],
+        input=domain_xml(CARD, metadata=""),
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert str(payload)[len(machine.root) :] in hook.read_text()

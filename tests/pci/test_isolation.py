@@ -118,13 +118,48 @@ def test_the_way_out_stays_through_bridge_and_bond(host: SimulatedHost) -> None:
     assert verdict(host, TWIN).level is Level.READY
 
 
-def test_swap_and_logical_volumes_lead_to_their_disk(host: SimulatedHost) -> None:
-    host.put("/proc/self/mountinfo", "22 1 0:25 / / rw - btrfs /dev/mapper/root rw\n")
+def test_a_file_system_on_luks_or_lvm_leads_to_its_disk(host: SimulatedHost) -> None:
+    """btrfs shows a made-up number, and a node that is named otherwise than the kernel names the device."""
+    host.put("/proc/self/mountinfo", "22 1 0:25 / / rw - btrfs /dev/mapper/luks-1 rw\n")
+    host.numbers["/dev/mapper/luks-1"] = "254:0"
     host.link("/sys/dev/block/254:0", "/sys/devices/virtual/block/dm-0")
     host.link("/sys/devices/virtual/block/dm-0/slaves/nvme0n1p1", "/sys/class/block/nvme0n1p1")
     host.link("/sys/class/block/dm-0", "/sys/devices/virtual/block/dm-0")
-    host.put("/proc/swaps", "Filename Type Size Used Priority\n/dev/dm-0 partition 1 0 -2\n")
+    assert verdict(host, DISK).reasons[0].text == "it holds the file system /"
+
+
+def test_swap_leads_to_its_disk(host: SimulatedHost) -> None:
+    host.put("/proc/self/mountinfo", "")
+    host.put("/proc/swaps", "Filename Type Size Used Priority\n/dev/nvme0n1p1 partition 1 0 -2\n")
     assert verdict(host, DISK).reasons[0].text == "it holds swap"
+
+
+def test_a_disk_that_is_part_of_something_else_stays(host: SimulatedHost) -> None:
+    host.put("/proc/self/mountinfo", "")
+    assert verdict(host, DISK).level is Level.READY
+    host.put("/sys/class/block/nvme0n1p1/holders/md0/uevent")
+    assert verdict(host, DISK).reasons[0].text == "it has a disk in use (nvme0n1p1)"
+
+
+def test_a_multipath_disk_leads_to_its_controller(host: SimulatedHost) -> None:
+    subsystem = "/sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    host.put(f"{subsystem}/nvme0n1/nvme0n1p1/dev", "259:1\n")
+    host.link(f"{subsystem}/nvme0", f"/sys/devices/pci0000:00/{SPARE}/nvme/nvme0")
+    host.put(f"/sys/devices/pci0000:00/{SPARE}/nvme/nvme0/uevent")
+    host.link("/sys/class/block/nvme0n1p1", f"{subsystem}/nvme0n1/nvme0n1p1")
+    host.link("/sys/dev/block/259:1", f"{subsystem}/nvme0n1/nvme0n1p1")
+    assert verdict(host, SPARE).reasons[0].text == "it holds the file system /"
+
+
+def test_virtual_functions_would_vanish(host: SimulatedHost) -> None:
+    host.link(f"/sys/bus/pci/devices/{NIC}/virtfn0", f"/sys/bus/pci/devices/{TWIN}")
+    assert verdict(host, NIC).level is Level.BLOCKED
+    assert references(host, NIC) == {"virtual-functions"}
+
+
+def test_a_device_that_does_not_answer(host: SimulatedHost) -> None:
+    host.put(f"/sys/bus/pci/devices/{NIC}/config", b"\xff" * 64)
+    assert references(host, NIC) == {"no-answer"}
 
 
 def keyboard(name: str, path: str) -> str:
@@ -148,6 +183,12 @@ def test_one_of_two_keyboards_may_go(host: SimulatedHost) -> None:
     ps2 = "/devices/platform/i8042/serio0/input/input1"
     host.put("/proc/bus/input/devices", keyboard("A", usb) + keyboard("B", ps2))
     assert verdict(host, SPARE).level is Level.READY
+
+
+def test_a_keyboard_that_a_program_made_does_not_count(host: SimulatedHost) -> None:
+    usb = f"/devices/pci0000:00/{SPARE}/usb1/1-1/input/input3"
+    host.put("/proc/bus/input/devices", keyboard("A", usb) + keyboard("B", "/devices/virtual/input/input9"))
+    assert verdict(host, SPARE).reasons[0].text == "it has the only keyboard"
 
 
 def test_a_missing_device_is_not_found(host: SimulatedHost) -> None:

@@ -7,25 +7,69 @@ the same. Never ``new_id``: it binds every device of that id.
 Imported by the hook: the imports here are on its allow-list.
 """
 
-import errno
+import time
 
-from virtpass.binding.journal import OVERRIDE, PROBE, UNBIND, Home, Journal, Step, checked_name
+from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 VFIO = "vfio-pci"
 
-# Seconds. A driver's remove or probe function takes part of a second, with firmware to load up to ten.
-ATTRIBUTE_DEADLINE = 5.0
-DRIVER_DEADLINE = 30.0
+# Seconds. A driver's remove or probe function takes part of a second, with firmware to load up to ten;
+# whoever asks for the device meanwhile waits for it.
+DEADLINE = 30.0
 MODULE_DEADLINE = 30.0
+
+# Seconds that the kernel may take to close the group of a domain that has just ended.
+_CLOSING = 5.0
+
+# Once to give back, once to see that nothing is left; more when something was written late.
+_ATTEMPTS = 4
+
+OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
 
 # Longer than one hand-over of a card with four functions whose drivers take their time.
 LOCK_DEADLINE = 120.0
 
 STUCK_DIRECTORY = "/run/virtpass/stuck"
+
+
+class Step(tuple[PciAddress, str, str]):
+    """One write: the device, the action (override, unbind or probe) and the action's value.
+
+    The value is the new override (empty to clear it), the driver to unbind from, or the driver that the
+    probe must bind.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, address: PciAddress, action: str, value: str) -> "Step":
+        """Hold the three together."""
+        return super().__new__(cls, (address, action, value))
+
+    def __str__(self) -> str:
+        """A sentence for people."""
+        address, action, value = self
+        if action == OVERRIDE:
+            return (
+                f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
+            )
+        if action == UNBIND:
+            return f"{address}: unbind from {value}"
+        return f"{address}: let {value} bind it"
+
+
+class Seen(tuple[PciAddress, str | None, str | None, bool]):
+    """Where a device is now: address, driver, override, and whether its driver is one of VFIO's."""
+
+    __slots__ = ()
+
+    def __new__(cls, address: PciAddress, driver: str | None, override: str | None, on_vfio: bool) -> "Seen":
+        """Hold the four together."""
+        return super().__new__(cls, (address, driver, override, on_vfio))
 
 
 def lock(host: Host) -> int:
@@ -44,7 +88,20 @@ def homes(host: Host, addresses: list[PciAddress]) -> list[Home]:
     (quirk_gpu_hda in the kernel's drivers/pci/quirks.c).
     """
     ordered = sorted(addresses, key=lambda address: (*address[:3], -address.function))
-    return [Home(address, sysfs.driver(host, address), override(host, address)) for address in ordered]
+    return [Home(*seen(host, address)[:3]) for address in ordered]
+
+
+def seen(host: Host, address: PciAddress) -> Seen:
+    """Look where a device is.
+
+    The override comes first: reading it waits for the device's lock, hence for a write that a killed hook's
+    child is still making; the driver read after it is what came of that.
+
+    Raises:
+        FailedError: the kernel does not answer: a driver holds the device's lock.
+    """
+    present = override(host, address)
+    return Seen(address, sysfs.driver(host, address), present, sysfs.is_on_vfio(host, address))
 
 
 def override(host: Host, address: PciAddress) -> str | None:
@@ -54,9 +111,10 @@ def override(host: Host, address: PciAddress) -> str | None:
         FailedError: the kernel does not answer: a driver holds the device's lock.
     """
     try:
-        text = host.read_attribute(f"{sysfs.device_path(address)}/driver_override", ATTRIBUTE_DEADLINE)
+        text = host.read_attribute(f"{sysfs.device_path(address)}/driver_override", DEADLINE)
     except OSError as error:
-        raise _failure(host, address, "read driver_override", error) from error
+        what = f"{address}: its driver_override cannot be read: {error.strerror}"
+        raise FailedError("no-answer", what, "look at the kernel log") from error
     return None if text in ("", "(null)") else text
 
 
@@ -71,32 +129,38 @@ def steps_to_lend(homes: list[Home]) -> list[Step]:
     return steps
 
 
-def steps_to_give_back(journal: Journal, now: list[Home]) -> list[Step]:
-    """Plan how devices get back to where the journal says they were.
+def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
+    """Plan how devices get back to where they were.
 
     Args:
-        journal: the record.
-        now: where its devices are at this moment.
+        homes: where they were, in the order in which they were lent.
+        now: where they are.
 
-    A device that is neither on vfio-pci nor driverless was taken by somebody else since; only the override
-    is put back then, and only if it is still ours.
+    The override names the home driver while the kernel probes, so that no other driver takes the device; what
+    it was before comes back last. A device that is on another driver of the host was taken by somebody else
+    since: it is left there.
     """
-    state = {home.address: home for home in now}
-    # Function 0 goes first on the way back, and devices that have vanished have nothing to give back.
-    returning = [(home, state[home.address]) for home in reversed(journal.homes) if home.address in state]
-    steps = [
-        Step(home.address, OVERRIDE, home.override or "")
-        for home, seen in returning
-        if home.address in journal.overridden and seen.override == VFIO != home.override
-    ]
-    leaving = [(home, seen) for home, seen in returning if seen.driver == VFIO != home.driver]
-    steps += [Step(home.address, UNBIND, VFIO) for home, seen in leaving]
-    steps += [
-        Step(home.address, PROBE, home.driver)
-        for home, seen in returning
-        if home.driver is not None and seen.driver in (None, VFIO) and seen.driver != home.driver
-    ]
-    return steps
+    state = {address: (driver, override, on_vfio) for address, driver, override, on_vfio in now}
+    overrides, unbinds, probes, restored = [], [], [], []
+    # Function 0 goes first on the way back. What is not in the state has vanished, or cannot be asked.
+    for home in reversed(homes):
+        if home.address not in state or home.driver == VFIO:
+            continue
+        driver, override, on_vfio = state[home.address]
+        # An override that is neither ours nor the recorded one was set by somebody meanwhile, and stays.
+        is_known = override in (VFIO, home.driver, home.override)
+        final = home.override if is_known else override
+        returns = home.driver is not None and driver != home.driver and (driver is None or on_vfio)
+        if returns and home.driver is not None:
+            if override != home.driver:
+                overrides.append(Step(home.address, OVERRIDE, home.driver))
+                override = home.driver
+            probes.append(Step(home.address, PROBE, home.driver))
+        if driver is not None and on_vfio:
+            unbinds.append(Step(home.address, UNBIND, driver))
+        if override != final:
+            restored.append(Step(home.address, OVERRIDE, final or ""))
+    return overrides + unbinds + probes + restored
 
 
 def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
@@ -108,18 +172,22 @@ def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
     for address in (home.address for home in homes):
         refuse_stuck(host, address)
     load_vfio(host)
-    steps = steps_to_lend(homes)
-    journal.begin(homes, steps)
+    journal.begin(homes)
+    current = homes[0].address if homes else None
     try:
-        for step in steps:
+        for step in steps_to_lend(homes):
+            current = step[0]
             apply(host, step)
-        journal.complete()
     except Exception as error:
-        # What a stuck driver holds is no second problem.
-        reference = getattr(error, "reference", "fault")
-        problems = [problem.what for problem in give_back(host, journal) if problem.reference != reference]
+        problems = give_back(host, journal)
+        if getattr(error, "reference", "") == "stuck":
+            # That the hanging device cannot be given back is no second problem.
+            problems = [
+                one for one in problems if not (one.reference == "stuck" and str(current) in one.what)
+            ]
         if problems:
-            what = f"{error}; and not everything could be put back: {'; '.join(problems)}"
+            what = f"{error}; and not everything could be put back: {'; '.join(one.what for one in problems)}"
+            reference = getattr(error, "reference", "fault")
             raise FailedError(reference, what, "run virtpass recover") from error
         raise
 
@@ -127,43 +195,49 @@ def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
 def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
     """Bring devices back to where the journal says they were, from any half-done state.
 
-    Nothing is announced here: the journal has all that is needed since before the first write, and a full
-    file system must not keep a card from coming home.
-
     Returns:
-        what could not be done; when there is nothing, the journal is removed.
+        what could not be done; when there is nothing, all is back and the journal is removed.
     """
-    now, problems = present_state(host, journal)
-    failed: set[PciAddress] = set()
-    for step in steps_to_give_back(journal, now):
-        address, action, _ = step
-        if address in failed:
-            continue
-        try:
-            if action == UNBIND:
-                refuse_busy(host, address)
-            apply(host, step)
-        except VirtpassError as error:
-            problems.append(error)
-            failed.add(address)
+    for _ in range(_ATTEMPTS):
+        now, problems = present_state(host, journal)
+        steps = steps_to_give_back(journal.homes, now)
+        if not steps:
+            break
+        if busy := _busy_after_a_while(host, [step[0] for step in steps if step[1] == UNBIND]):
+            return [*problems, busy]
+        failed: set[PciAddress] = set()
+        for step in steps:
+            if step[0] in failed:
+                continue
+            try:
+                apply(host, step)
+            except VirtpassError as error:
+                problems.append(error)
+                failed.add(step[0])
+        if problems:
+            break
+        # Once more from what is there now: the child of a killed hook may have written late.
+    else:
+        what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
+        problems.append(FailedError("unsettled", what, "look who else moves them"))
     if not problems:
         journal.remove()
     return problems
 
 
-def present_state(host: Host, journal: Journal) -> tuple[list[Home], list[VirtpassError]]:
+def present_state(host: Host, journal: Journal) -> tuple[list[Seen], list[VirtpassError]]:
     """Return where the devices of a journal are now, and what is wrong with those that cannot be asked.
 
     Devices that have vanished are left out; so are those that are stuck.
     """
-    now: list[Home] = []
+    now: list[Seen] = []
     problems: list[VirtpassError] = []
     for home in journal.homes:
         if not sysfs.is_present(host, home.address):
             continue
         try:
             refuse_stuck(host, home.address)
-            now.append(Home(home.address, sysfs.driver(host, home.address), override(host, home.address)))
+            now.append(seen(host, home.address))
         except VirtpassError as error:
             problems.append(error)
     return now, problems
@@ -180,22 +254,29 @@ def apply(host: Host, step: Step) -> None:
     try:
         if action == OVERRIDE:
             # A line break clears it; an empty write would never reach the kernel.
-            host.write_attribute(f"{path}/driver_override", value or "\n", ATTRIBUTE_DEADLINE)
+            host.write_attribute(f"{path}/driver_override", value or "\n", DEADLINE)
             if (override(host, address) or "") != value:
                 raise FailedError(
                     "override-refused", f"{address}: the kernel did not take driver_override '{value}'"
                 )
         elif action == UNBIND:
-            unbind = f"{sysfs.DRIVERS}/{checked_name(value)}/unbind"
-            host.write_attribute(unbind, str(address), DRIVER_DEADLINE)
+            host.write_attribute(f"{sysfs.DRIVERS}/{value}/unbind", str(address), DEADLINE)
             if sysfs.driver(host, address) is not None:
                 raise FailedError(
                     "unbind-refused", f"{address} is still bound to {sysfs.driver(host, address)}"
                 )
         else:
             probe(host, address, value)
+    except NoAnswer as error:
+        mark_stuck(host, address, action)
+        raise FailedError(
+            "stuck",
+            f"{address}: {action} {value} does not come back from the driver".replace("  ", " "),
+            "reboot the host",
+        ) from error
     except OSError as error:
-        raise _failure(host, address, f"{action} {value}".strip(), error) from error
+        what = f"{address}: {f'{action} {value}'.strip()}: {error.strerror}"
+        raise FailedError("kernel-refused", what) from error
 
 
 def probe(host: Host, address: PciAddress, wanted: str) -> None:
@@ -206,7 +287,7 @@ def probe(host: Host, address: PciAddress, wanted: str) -> None:
         FailedError: another driver was bound, or none.
     """
     _drivers_probe(host, address)
-    if sysfs.driver(host, address) is None and not host.exists(f"{sysfs.DRIVERS}/{checked_name(wanted)}"):
+    if sysfs.driver(host, address) is None and not host.exists(f"{sysfs.DRIVERS}/{wanted}"):
         # The module was unloaded in the meantime; the device's alias finds it, as at boot.
         load_module(host, host.read(f"{sysfs.device_path(address)}/modalias") or wanted)
         if sysfs.driver(host, address) is None:
@@ -221,12 +302,13 @@ def probe(host: Host, address: PciAddress, wanted: str) -> None:
 
 def _drivers_probe(host: Host, address: PciAddress) -> None:
     try:
-        host.write_attribute("/sys/bus/pci/drivers_probe", str(address), DRIVER_DEADLINE)
-    except OSError as error:
+        host.write_attribute("/sys/bus/pci/drivers_probe", str(address), DEADLINE)
+    except NoAnswer:
+        raise
+    except OSError:
         # A driver whose probe function fails shows here as an error of the write, on some kernels; the
         # driver link tells the rest.
-        if error.errno in (errno.ETIMEDOUT, errno.EPIPE):
-            raise
+        pass
 
 
 def load_vfio(host: Host) -> None:
@@ -248,17 +330,28 @@ def load_module(host: Host, name: str) -> None:
     host.run(["/sbin/modprobe", "-b", "--", name], MODULE_DEADLINE)
 
 
-def refuse_busy(host: Host, address: PciAddress) -> None:
-    """Refuse to take a device from vfio-pci while a process uses its group: the unbind would never end.
+def _busy_after_a_while(host: Host, addresses: list[PciAddress]) -> FailedError | None:
+    """Wait until nobody has the groups of devices open: taking a device from vfio-pci would never end before.
 
-    Raises:
-        FailedError: it is in use.
+    Returns:
+        an error when somebody still has after some seconds.
     """
-    group = sysfs.group(host, address)
-    if group is not None and host.device_node_is_busy(f"/dev/vfio/{group}"):
-        raise FailedError(
-            "in-use", f"{address} is still used by a running virtual machine", "shut it down first"
-        )
+    end = time.monotonic() + _CLOSING
+    for address in addresses:
+        while sysfs.group_is_open(host, address):
+            if time.monotonic() >= end:
+                what = f"{address} is still used by a running virtual machine"
+                return FailedError("in-use", what, "shut it down first")
+            time.sleep(0.05)
+    return None
+
+
+def mark_stuck(host: Host, address: PciAddress, action: str) -> None:
+    """Record that a driver hangs with a device; without the record, the error that led here still stands."""
+    try:
+        host.append_own(STUCK_DIRECTORY, str(address), f"{action}\n".encode())
+    except VirtpassError:
+        pass
 
 
 def refuse_stuck(host: Host, address: PciAddress) -> None:
@@ -268,15 +361,5 @@ def refuse_stuck(host: Host, address: PciAddress) -> None:
         FailedError: it is marked stuck.
     """
     if host.read_own(STUCK_DIRECTORY, str(address)) is not None:
-        raise FailedError(
-            "stuck", f"a driver hangs with {address}, which stays as it is until the next boot", "reboot"
-        )
-
-
-def _failure(host: Host, address: PciAddress, action: str, error: OSError) -> FailedError:
-    if error.errno == errno.ETIMEDOUT:
-        host.append_own(STUCK_DIRECTORY, str(address), f"{action}\n".encode())
-        return FailedError(
-            "stuck", f"{address}: {action} does not come back from the driver", "reboot the host"
-        )
-    return FailedError("kernel-refused", f"{address}: {action}: {error.strerror}")
+        what = f"a driver hangs with {address}, which stays as it is until the next boot"
+        raise FailedError("stuck", what, "reboot the host")

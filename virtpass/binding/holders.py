@@ -7,8 +7,6 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.host import Host
 
-_DEPTH = 8
-
 # The kernel takes input devices away from whoever reads them without harm, and logind reads every keyboard
 # that has a power key.
 _HARMLESS = ("input/",)
@@ -16,11 +14,7 @@ _HARMLESS = ("input/",)
 
 def device_nodes(host: Host, address: PciAddress) -> set[str]:
     """Return the device nodes that a device's driver made, such as ``/dev/dri/card0``."""
-    return {
-        node
-        for node in _nodes(host, sysfs.device_path(address), _DEPTH)
-        if not node[5:].startswith(_HARMLESS)
-    }
+    return {node for node in _nodes(host, sysfs.device_path(address)) if not node[5:].startswith(_HARMLESS)}
 
 
 def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str]]:
@@ -47,7 +41,7 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
     return [(process, *found[process]) for process in sorted(found)]
 
 
-def _nodes(host: Host, path: str, depth: int) -> list[str]:
+def _nodes(host: Host, path: str) -> list[str]:
     """Return the nodes of the devices below a directory, without crossing into other PCI devices."""
     found = []
     for name in host.subdirectories(path):
@@ -58,6 +52,5 @@ def _nodes(host: Host, path: str, depth: int) -> list[str]:
             for line in (host.read(f"{below}/uevent") or "").splitlines():
                 if line.startswith("DEVNAME="):
                     found.append("/dev/" + line[8:])
-        if depth > 1:
-            found += _nodes(host, below, depth - 1)
+        found += _nodes(host, below)
     return found

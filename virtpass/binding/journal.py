@@ -1,20 +1,19 @@
 """The record of what a domain has borrowed: on disk before anything is written to a device.
 
 One file for each domain, ``/run/virtpass/lent/UUID``. It lies in /run because drivers do not survive a reboot
-either. Each record is a line of fields separated by tabs; a last line without its line break was cut off by
-a crash, and what it announced was not done. The records:
+either. It says where the devices were, which is all that is needed to bring them back from any state in
+between. Each record is a line of fields separated by tabs; a last line without its line break was cut off by
+a crash before the first write to a device. The records:
 
     virtpass 1                       format
     domain UUID NAME
-    home ADDRESS DRIVER OVERRIDE     where the device was; "-" for none
-    write ADDRESS ACTION VALUE       will be written; all of them stand here before the first is made
-    lent                             all devices are bound to vfio-pci
+    home ADDRESS DRIVER OVERRIDE     where a device was; "-" for none
 
 Imported by the hook: the imports here are on its allow-list.
 """
 
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import FailedError, VirtpassError
+from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
 DIRECTORY = "/run/virtpass/lent"
@@ -23,8 +22,6 @@ _FORMAT = ("virtpass", "1")
 _NONE = "-"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:+-")
 _UUID_LENGTHS = [8, 4, 4, 4, 12]
-
-OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
 
 
 class Home(tuple[PciAddress, str | None, str | None]):
@@ -52,31 +49,6 @@ class Home(tuple[PciAddress, str | None, str | None]):
         return self[2]
 
 
-class Step(tuple[PciAddress, str, str]):
-    """One write: the device, the action (override, unbind or probe) and the action's value.
-
-    The value is the new override (empty to clear it), the driver to unbind from, or the driver that the
-    probe must bind.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, address: PciAddress, action: str, value: str) -> "Step":
-        """Hold the three together."""
-        return super().__new__(cls, (address, action, value))
-
-    def __str__(self) -> str:
-        """A sentence for people."""
-        address, action, value = self
-        if action == OVERRIDE:
-            return (
-                f"{address}: set driver_override to {value}" if value else f"{address}: clear driver_override"
-            )
-        if action == UNBIND:
-            return f"{address}: unbind from {value}"
-        return f"{address}: let {value} bind it"
-
-
 class Journal:
     """What one domain has borrowed, as far as it is on disk.
 
@@ -84,8 +56,6 @@ class Journal:
         uuid: the domain's UUID.
         name: the domain's name when the journal was begun.
         homes: where its devices were, in the order in which they were recorded.
-        overridden: devices whose ``driver_override`` we announced to write.
-        is_complete: whether the record ``lent`` is there.
     """
 
     def __init__(self, host: Host, uuid: str, name: str) -> None:
@@ -93,32 +63,28 @@ class Journal:
         self.uuid = uuid
         self.name = name
         self.homes: list[Home] = []
-        self.overridden: set[PciAddress] = set()
-        self.is_complete = False
 
-    def begin(self, homes: list[Home], steps: list[Step]) -> None:
-        """Record where the devices are, and announce what will be written to them, before the first write."""
+    def begin(self, homes: list[Home]) -> None:
+        """Record where the devices are.
+
+        Raises:
+            RefusedError: one has an override that no driver can have; somebody should look at it first.
+        """
         records = [_FORMAT, ("domain", self.uuid, self.name)]
-        records += [
-            ("home", str(home.address), home.driver or _NONE, home.override or _NONE) for home in homes
-        ]
-        records += [("write", str(address), action, value) for address, action, value in steps]
-        self._append(records)
+        for home in homes:
+            for name in (home.driver, home.override):
+                if name is not None and not is_driver_name(name):
+                    raise RefusedError(
+                        "driver-name", f"{home.address}: '{name}' cannot be the name of a driver"
+                    )
+            records.append(("home", str(home.address), home.driver or _NONE, home.override or _NONE))
+        text = "".join("\t".join(map(_quoted, record)) + "\n" for record in records)
+        self._host.append_own(DIRECTORY, self.uuid, text.encode())
         self.homes = list(homes)
-        self.overridden = {address for address, action, _ in steps if action == OVERRIDE}
-
-    def complete(self) -> None:
-        """Record that all devices are where the domain needs them."""
-        self._append([("lent",)])
-        self.is_complete = True
 
     def remove(self) -> None:
         """Forget it all: everything is back."""
         self._host.remove_own(DIRECTORY, self.uuid)
-
-    def _append(self, records: list[tuple[str, ...]]) -> None:
-        text = "".join("\t".join(map(_quoted, record)) + "\n" for record in records)
-        self._host.append_own(DIRECTORY, self.uuid, text.encode())
 
 
 def read_journal(host: Host, uuid: str) -> Journal | None:
@@ -166,26 +132,17 @@ def _take(journal: Journal, fields: list[str], position: int) -> None:
     if kind == "domain" and len(fields) == 3 and fields[1] == journal.uuid:
         journal.name = fields[2]
     elif kind == "home" and len(fields) == 4:
-        driver, override = (None if field == _NONE else checked_name(field) for field in fields[2:])
+        driver, override = (None if field == _NONE else field for field in fields[2:])
+        if not all(name is None or is_driver_name(name) for name in (driver, override)):
+            raise ValueError(fields)
         journal.homes.append(Home(PciAddress.parse(fields[1]), driver, override))
-    elif kind == "write" and len(fields) == 4:
-        if fields[2] == OVERRIDE:
-            journal.overridden.add(PciAddress.parse(fields[1]))
-    elif fields == ["lent"]:
-        journal.is_complete = True
     else:
         raise ValueError(fields)
 
 
-def checked_name(name: str) -> str:
-    """Return the name of a driver if it can be one: it becomes part of a path.
-
-    Raises:
-        ValueError: it has a slash or control character, or is empty, too long, or a directory reference.
-    """
-    if name in ("", ".", "..") or "/" in name or len(name) > 128 or not name.isprintable():
-        raise ValueError(name)
-    return name
+def is_driver_name(name: str) -> bool:
+    """Tell whether a name can be that of a driver: it becomes part of a path."""
+    return name not in ("", ".", "..", _NONE) and "/" not in name and len(name) <= 128 and name.isprintable()
 
 
 def is_uuid(text: str) -> bool:

@@ -3,15 +3,18 @@
 Imported by the hook: the imports here are on its allow-list.
 """
 
-from virtpass.binding.engine import VFIO
 from virtpass.binding.holders import holders
 from virtpass.binding.journal import journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
-from virtpass.pci.usage import used_by_host
+from virtpass.pci.usage import claimed_disk, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
+
+# An unbind of the proprietary driver that finds a user never ends, even when the user does, and users in
+# the kernel show nowhere (NVIDIA/open-gpu-kernel-modules issues 1119 and 1374). Unloading it fails cleanly.
+_NEVER_UNBOUND = "nvidia"
 
 
 def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
@@ -27,20 +30,42 @@ def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
     """
     for address in addresses:
         refuse_unassignable(host, address)
+    if not sysfs.interrupts_are_safe(host):
+        raise RefusedError(
+            "no-interrupt-remapping",
+            "interrupts are not remapped on this host, so a device could be made to disturb it",
+            "switch interrupt remapping on in the firmware (VT-d, AMD-Vi, x2APIC)",
+        )
     refuse_shared_group(host, addresses)
     refuse_in_use(host, addresses)
 
 
 def refuse_in_use(host: Host, addresses: list[PciAddress]) -> None:
-    """Refuse devices that the host needs, or that a process has open.
+    """Refuse devices that the host needs, that a process has open, or that cannot be unbound safely.
 
     Raises:
         RefusedError: naming what or who uses one of them.
     """
     needed = used_by_host(host)
     for address in addresses:
+        refuse_open_group(host, address)
         if phrases := needed.get(address):
             raise RefusedError("host-needs-it", f"{address} {phrases[0]} of this host", "free it first")
+        if disk := claimed_disk(host, address):
+            raise RefusedError(
+                "disk-in-use", f"{address} has a disk in use ({disk})", "unmount or stop what uses it"
+            )
+        if count := sysfs.virtual_functions(host, address):
+            what = f"{address} has {count} virtual functions, which would vanish from whoever uses them"
+            raise RefusedError(
+                "virtual-functions", what, f"write 0 to {sysfs.device_path(address)}/sriov_numvfs"
+            )
+        if sysfs.driver(host, address) == _NEVER_UNBOUND:
+            raise RefusedError(
+                "nvidia-driver",
+                f"{address} is bound to nvidia, which may hang for ever when it is unbound",
+                "unload it first: modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia",
+            )
     if held := holders(host, addresses):
         programs = ", ".join(f"{program} (process {process}, {node})" for process, program, node in held[:4])
         more = f" and {len(held) - 4} more" if len(held) > 4 else ""
@@ -56,10 +81,12 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
     """
     if not sysfs.is_present(host, address):
         raise sysfs.no_device(address)
-    if (
-        sysfs.header_type(host, address) not in (0, None)
-        or (sysfs.number(host, address, "class") or 0) >> 16 == 6
-    ):
+    header = sysfs.header_type(host, address)
+    if header == sysfs.NO_ANSWER:
+        raise RefusedError(
+            "no-answer", f"{address} does not answer any more", "switch the host off and on again"
+        )
+    if header not in (0, None) or (sysfs.number(host, address, "class") or 0) >> 16 == 6:
         raise RefusedError("bridge", f"{address} is a bridge, which stays with the host")
     group = sysfs.group(host, address)
     if group is None:
@@ -126,9 +153,17 @@ def refuse_lent(host: Host, addresses: list[PciAddress], borrower: str) -> None:
     for uuid in journals(host):
         journal = read_journal(host, uuid) if uuid != borrower else None
         for home in journal.homes if journal else ():
-            if home.address in addresses and sysfs.driver(host, home.address) == VFIO:
-                raise RefusedError(
-                    "lent",
-                    f"{home.address} is lent to the domain {journal.name if journal else uuid}",
-                    "shut that down first",
-                )
+            if home.address in addresses:
+                name = journal.name if journal else uuid
+                remedy = "shut that down first, or run virtpass recover"
+                raise RefusedError("lent", f"{home.address} is lent to the domain {name}", remedy)
+
+
+def refuse_open_group(host: Host, address: PciAddress) -> None:
+    """Refuse a device that a running virtual machine has, whoever started that.
+
+    Raises:
+        RefusedError: its VFIO group is open.
+    """
+    if sysfs.group_is_open(host, address):
+        raise RefusedError("in-use", f"{address} is used by a running virtual machine", "shut it down first")

@@ -61,7 +61,7 @@ def show(host: Host, address: PciAddress, as_json: bool) -> None:
     say(f"{address}  {title(report)}")
     for label, text in _facts(details):
         say(f"  {label:<14}{text}")
-    say(f"  {'Verdict':<14}" + click.style(report.verdict.level.value, fg=_COLOURS[report.verdict.level]))
+    say(f"  {'Verdict':<14}{report.verdict.level.value}", colour=_COLOURS[report.verdict.level])
     for reason in report.verdict.reasons:
         say(f"  {'':<14}- {reason.text}")
 

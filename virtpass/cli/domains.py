@@ -128,7 +128,7 @@ def _change(uri: str, change: Callable[[Connection], DomainResult]) -> None:
             note(f"{name}: {sentence}")
     else:
         for line in plan.diff.splitlines():
-            say(click.style(line, fg=_COLOURS.get(line[:1])))
+            say(line, colour=_COLOURS.get(line[:1]))
     for text in result.notes:
         note(f"note: {text}")
 

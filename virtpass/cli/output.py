@@ -14,14 +14,14 @@ _GAP = "  "
 _LEAST_WIDTH = 20
 
 
-def say(text: str = "") -> None:
-    """Print a line of data."""
-    click.echo(text, color=_colours(sys.stdout))
+def say(text: str = "", *, colour: str | None = None) -> None:
+    """Print a line of data, as a whole in a colour if one is given."""
+    click.echo(_styled(text, colour), color=_colours(sys.stdout))
 
 
 def note(text: str) -> None:
     """Print a line about what is being done."""
-    click.echo(text, err=True, color=_colours(sys.stderr))
+    click.echo(one_line(text), err=True)
 
 
 def complain(line: str) -> None:
@@ -30,8 +30,9 @@ def complain(line: str) -> None:
 
 
 def say_json(value: object) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as JSON; what a terminal could obey is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    click.echo("".join(one if one.isprintable() or one == "\n" else f"\\u{ord(one):04x}" for one in text))
 
 
 def width() -> int | None:
@@ -62,12 +63,16 @@ def say_table(
         row[flexible] = shortened(row[flexible], widths[flexible])
         *first, last = row
         text = _GAP.join(cell.ljust(size) for cell, size in zip(first, widths, strict=False))
-        say(f"{text}{_GAP}{click.style(last, fg=colour) if colour else last}".rstrip())
+        click.echo(f"{text}{_GAP}{_styled(last, colour)}".rstrip(), color=_colours(sys.stdout))
 
 
 def shortened(text: str, size: int) -> str:
     """Return ``text`` with its end replaced by an ellipsis if it is longer than ``size``."""
     return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def _styled(text: str, colour: str | None) -> str:
+    return click.style(one_line(text), fg=colour) if colour else one_line(text)
 
 
 def _colours(stream: TextIO) -> bool:

@@ -6,7 +6,7 @@ from virtpass.cli import options
 from virtpass.cli.output import note, say, say_json
 from virtpass.operations import recovery
 from virtpass.operations.recovery import Recovery
-from virtpass.system.errors import EXIT_FAILED, VirtpassError
+from virtpass.system.errors import EXIT_FAILED, UnavailableError
 from virtpass.system.host import Host
 
 
@@ -21,7 +21,7 @@ def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool) -> N
     Devices of running domains are left alone.
     """
     host: Host = context.obj
-    found = recovery.recover(host, _active(uri), dry_run=dry_run)
+    found = recovery.recover(host, lambda: _active(uri), dry_run=dry_run)
     if as_json:
         say_json([_json(one) for one in found])
     else:
@@ -34,11 +34,15 @@ def _active(uri: str) -> frozenset[str] | None:
     from virtpass.system.libvirt import Connection
 
     try:
-        with Connection.open(uri) as connection:
-            return frozenset(connection.active_uuids())
-    except VirtpassError as error:
+        connection = Connection.open(uri)
+    except UnavailableError as error:
+        if error.reference == "no-answer":
+            # The daemon is there and waits for something, perhaps for a hook that is at work just now.
+            raise
         note(f"libvirt does not say which domains run ({error.what}): open VFIO groups tell")
         return None
+    with connection:
+        return connection.active_uuids()
 
 
 def _show(found: list[Recovery]) -> None:

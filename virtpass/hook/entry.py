@@ -18,7 +18,7 @@ from virtpass.binding import engine, safety
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
 from virtpass.binding.policy import KNOWN_POLICY
 from virtpass.hook.request import Request, parse_request
-from virtpass.pci.sysfs import driver
+from virtpass.pci.sysfs import is_on_vfio
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError, one_line
 from virtpass.system.host import Host
 
@@ -60,6 +60,8 @@ def run(host: Host, operation: str, xml: bytes) -> int:
     began = time.monotonic()
     try:
         request = parse_request(xml)
+        if operation == "prepare" and not (request.is_ours and request.devices):
+            return 0
         lock = engine.lock(host)
         try:
             done = _prepare(host, request) if operation == "prepare" else _release(host, request)
@@ -74,7 +76,10 @@ def run(host: Host, operation: str, xml: bytes) -> int:
         place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
         return _failed(operation, one_line(f"fault in the hook: {type(error).__name__}: {error} ({place})"))
     if done:
-        _log(syslog.LOG_INFO, f"{operation} {request.name}: {done} in {time.monotonic() - began:.2f} s")
+        _log(
+            syslog.LOG_INFO,
+            f"{operation} {one_line(request.name)}: {done} in {time.monotonic() - began:.2f} s",
+        )
     return 0
 
 
@@ -82,13 +87,13 @@ def _prepare(host: Host, request: Request) -> str:
     """Lend the domain's devices.
 
     Returns:
-        what was done, for the log; empty for nothing.
+        what was done, for the log.
 
     Raises:
         VirtpassError: the domain must not start; its devices are where they were.
     """
-    if not request.is_ours or not request.devices:
-        return ""
+    if request.problem is not None:
+        raise request.problem
     for key, value in request.policy.items():
         if value not in KNOWN_POLICY.get(key, ()):
             known = ", ".join(f"{name}={'|'.join(values)}" for name, values in KNOWN_POLICY.items())
@@ -101,14 +106,16 @@ def _prepare(host: Host, request: Request) -> str:
         # A hook that was killed, or a stop that could not give everything back.
         _finish(host, left)
     safety.refuse_lent(host, request.devices, request.uuid)
+    for address in request.devices:
+        safety.refuse_unassignable(host, address)
     for address, recorded in request.identities.items():
         if address in request.devices:
             safety.refuse_other_device(host, address, recorded)
-    moving = [address for address in request.devices if driver(host, address) != engine.VFIO]
+    moving = [str(address) for address in request.devices if not is_on_vfio(host, address)]
     safety.refuse_unsafe(host, request.devices)
     homes = engine.homes(host, request.devices)
     engine.lend(host, Journal(host, request.uuid, request.name), homes)
-    return f"{', '.join(map(str, moving))} lent" if moving else "all devices were on vfio-pci already"
+    return f"{', '.join(moving)} lent" if moving else "all devices were on vfio-pci already"
 
 
 def _release(host: Host, request: Request) -> str:

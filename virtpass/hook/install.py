@@ -15,7 +15,7 @@ from virtpass.binding.journal import DIRECTORY as JOURNALS
 from virtpass.binding.journal import journals, read_journal
 from virtpass.hook.payload import sources, stamp
 from virtpass.system.errors import FailedError, RefusedError, UnavailableError
-from virtpass.system.host import Host
+from virtpass.system.host import TEMPORARY, Host
 from virtpass.system.resources import directory
 
 HOOKS = "/etc/libvirt/hooks"
@@ -38,7 +38,7 @@ class HookStatus:
     Attributes:
         state: ``absent``, ``current``, ``outdated`` (another version of virtpass wrote it), ``changed``
             (somebody edited it, or others than root may), ``not-executable`` (libvirt does not see it) or
-            ``incomplete`` (its payload is missing or differs).
+            ``incomplete`` (its payload is missing or differs, or others than root may write to it).
         path: the hook.
         version: the stamp in the installed hook, None when it is absent or has none.
         available: the stamp of the hook that this virtpass would install.
@@ -81,9 +81,16 @@ def _state(host: Host, modules: dict[str, bytes], installed: bytes | None, versi
         return "not-executable"
     if not host.is_own(HOOK):
         return "changed"
-    base = f"{PAYLOADS}/{version}/virtpass"
-    is_complete = all(host.read_bytes(f"{base}/{path}") == content for path, content in modules.items())
-    return "current" if is_complete else "incomplete"
+    base = f"{PAYLOADS}/{version}"
+    is_complete = all(
+        host.read_bytes(f"{base}/virtpass/{path}") == content for path, content in modules.items()
+    )
+    return "current" if is_complete and _is_own_tree(host, base) else "incomplete"
+
+
+def _is_own_tree(host: Host, path: str) -> bool:
+    """Tell whether nobody but root may change anything below a directory, compiled modules included."""
+    return host.is_own(path) and all(_is_own_tree(host, f"{path}/{name}") for name in host.names(path))
 
 
 def _version(content: bytes) -> str | None:
@@ -129,15 +136,19 @@ def install(host: Host) -> bool:
     if status.works:
         return False
     base = f"{PAYLOADS}/{stamp(modules)}"
+    # What is there under this name is incomplete, or somebody else's.
+    _remove_tree(host, base)
     for path, content in modules.items():
         module = f"{base}/virtpass/{path}"
         host.replace_own(os.path.dirname(module), os.path.basename(module), content, 0o644)
     _compile(host, base)
     _record_made_directories(host)
     host.replace_own(HOOK_DIRECTORY, HOOK_NAME, rendered(modules), 0o755)
+    # The payload that was in use until now stays once more: a hook that started with it may still need it.
     for name in host.names(PAYLOADS):
-        if name != stamp(modules):
+        if name not in (stamp(modules), status.version):
             _remove_tree(host, f"{PAYLOADS}/{name}")
+    _sweep(host)
     return True
 
 
@@ -159,6 +170,7 @@ def uninstall(host: Host) -> bool:
     was_there = host.exists(HOOK) or bool(host.names(PAYLOADS))
     host.remove_own(HOOK_DIRECTORY, HOOK_NAME)
     _remove_tree(host, PAYLOADS)
+    _sweep(host)
     made = (host.read_own(_STATE, _STATE_NAME) or b"").decode().split()
     for path in reversed(_MADE):
         if path in made:
@@ -166,6 +178,14 @@ def uninstall(host: Host) -> bool:
     host.remove_own(_STATE, _STATE_NAME)
     host.remove_directory(_STATE)
     return was_there
+
+
+def _sweep(host: Host) -> None:
+    """Remove temporary files that a crash has left behind."""
+    for path in (HOOKS, _STATE):
+        for name in host.names(path):
+            if name.startswith(TEMPORARY):
+                host.remove_own(path, name)
 
 
 def _record_made_directories(host: Host) -> None:

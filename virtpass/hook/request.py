@@ -6,7 +6,7 @@ Imported by the hook: the imports here are on its allow-list.
 from pyexpat import ExpatError, ParserCreate
 
 from virtpass.binding.policy import NAMESPACE
-from virtpass.pci.address import PciAddress
+from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import UsageError
 
@@ -16,6 +16,18 @@ _NAME = ["domain", "name"]
 _HOSTDEV = ["domain", "devices", "hostdev"]
 _SOURCE_ADDRESS = [*_HOSTDEV, "source", "address"]
 _PASSTHROUGH = ["domain", "metadata", f"{NAMESPACE} passthrough"]
+
+
+# Elements of ours are not deeper than this; nothing below is looked at.
+_DEEPEST = 5
+
+_IDS = ("vendor", "device", "subsystem-vendor", "subsystem-device")
+
+# Our elements beside the policy, whose attributes are checked when it is obeyed, and their attributes.
+_KNOWN = {
+    "device": frozenset(("address", *_IDS, "serial")),
+    "root-port": frozenset(("index",)),
+}
 
 
 class Request:
@@ -28,6 +40,8 @@ class Request:
         policy: the attributes of our policy element.
         devices: source addresses of its PCI hostdevs, in document order.
         identities: what was recorded of devices when they were attached.
+        problem: what in the devices or in our element is not understood. A start must not go on with it;
+            what is given back at the stop does not depend on it.
     """
 
     def __init__(self) -> None:
@@ -37,6 +51,7 @@ class Request:
         self.policy: dict[str, str] = {}
         self.devices: list[PciAddress] = []
         self.identities: dict[PciAddress, Identity] = {}
+        self.problem: UsageError | None = None
 
 
 def parse_request(xml: bytes) -> Request:
@@ -46,8 +61,7 @@ def parse_request(xml: bytes) -> Request:
         xml: the document, as libvirt formats it.
 
     Raises:
-        UsageError: it is no XML, no domain, too large, has a document type, or says something about
-            devices that cannot be understood.
+        UsageError: it is no XML, no domain, too large, or has a document type.
     """
     if len(xml) > _MAX_XML:
         raise UsageError("xml-size", f"the domain's XML is larger than {_MAX_XML >> 20} MiB")
@@ -60,7 +74,8 @@ def parse_request(xml: bytes) -> Request:
     parser.StartDoctypeDeclHandler = _refuse_doctype
     try:
         parser.Parse(xml, True)
-    except ExpatError as error:
+    except (ExpatError, LookupError, ValueError) as error:
+        # The last two: an encoding that Python does not know, or that expat cannot use.
         raise UsageError("xml-syntax", f"the domain's XML cannot be read: {error}") from error
     if not reader.request.uuid:
         raise UsageError("xml-domain", "the XML is not that of a domain")
@@ -78,6 +93,14 @@ class _Reader:
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self._path.append(tag)
+        if len(self._path) > _DEEPEST:
+            return
+        try:
+            self._take(tag, attributes)
+        except UsageError as error:
+            self.request.problem = self.request.problem or error
+
+    def _take(self, tag: str, attributes: dict[str, str]) -> None:
         path, request = self._path, self.request
         if path == _HOSTDEV:
             self._is_pci = (
@@ -88,12 +111,20 @@ class _Reader:
             if address not in request.devices:
                 request.devices.append(address)
         elif path == _PASSTHROUGH:
+            if request.is_ours:
+                raise _unknown("a second element")
             request.is_ours = True
-        elif path[:-1] == _PASSTHROUGH and tag == f"{NAMESPACE} policy":
-            request.policy = attributes
-        elif path[:-1] == _PASSTHROUGH and tag == f"{NAMESPACE} device":
-            address, identity = _recorded(attributes)
-            request.identities[address] = identity
+        elif path[:-1] == _PASSTHROUGH:
+            name = tag.removeprefix(f"{NAMESPACE} ")
+            if name == "policy":
+                request.policy = attributes
+            elif name not in _KNOWN:
+                raise _unknown(f"'{name}'")
+            elif unknown := attributes.keys() - _KNOWN[name]:
+                raise _unknown(f"'{min(unknown)}' of '{name}'")
+            elif name == "device":
+                address, identity = _recorded(attributes)
+                request.identities[address] = identity
 
     def end(self, tag: str) -> None:
         if self._path == _UUID:
@@ -108,18 +139,24 @@ class _Reader:
             self._text.append(characters)
 
 
+def _unknown(what: str) -> UsageError:
+    return UsageError(
+        "metadata",
+        f"{what} in the metadata of virtpass is not known to this hook",
+        "run virtpass hook install after an update",
+    )
+
+
 def _refuse_doctype(*_: object) -> None:
     raise UsageError("xml-doctype", "the domain's XML has a document type, which libvirt never writes")
 
 
 def _recorded(attributes: dict[str, str]) -> tuple[PciAddress, Identity]:
     try:
-        vendor, device, board_vendor, board = (
-            int(attributes[key], 16) for key in ("vendor", "device", "subsystem-vendor", "subsystem-device")
-        )
+        vendor, device, board_vendor, board = (libvirt_number(attributes[key]) for key in _IDS)
         identity = Identity(vendor, device, board_vendor, board, attributes.get("serial", ""))
         return PciAddress.parse(attributes["address"]), identity
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
         raise UsageError(
             "metadata", f"the metadata of virtpass in the domain's XML is not understood: {error}"
         ) from error

@@ -1,7 +1,10 @@
 """The qemu hook: install it, remove it, look at it."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from virtpass.binding import engine
 from virtpass.hook import install as installation
 from virtpass.hook.install import HookStatus, hook_status
 from virtpass.system.daemon import active_daemon, reload_daemon
@@ -29,7 +32,7 @@ def install_hook(host: Host) -> HookResult:
     Raises:
         VirtpassError: it could not be installed; libvirt sees no half-written hook.
     """
-    return _told(host, installation.install(host))
+    return _told(host, installation.install)
 
 
 def uninstall_hook(host: Host) -> HookResult:
@@ -38,7 +41,7 @@ def uninstall_hook(host: Host) -> HookResult:
     Raises:
         RefusedError: a domain has borrowed devices that the hook would give back.
     """
-    return _told(host, installation.uninstall(host))
+    return _told(host, installation.uninstall)
 
 
 def show_hook(host: Host) -> tuple[HookStatus, str | None]:
@@ -46,7 +49,12 @@ def show_hook(host: Host) -> tuple[HookStatus, str | None]:
     return hook_status(host), None if host.root else active_daemon()
 
 
-def _told(host: Host, changed: bool) -> HookResult:
+def _told(host: Host, change: Callable[[Host], bool]) -> HookResult:
+    lock = engine.lock(host)
+    try:
+        changed = change(host)
+    finally:
+        os.close(lock)
     unit = None if host.root else active_daemon()
     if unit is not None:
         reload_daemon(unit)

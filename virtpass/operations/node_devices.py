@@ -1,7 +1,10 @@
 """Node devices through libvirt: detach from the host, reattach, reset."""
 
-from virtpass.binding import safety
-from virtpass.binding.engine import VFIO
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from virtpass.binding import engine, safety
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
@@ -22,12 +25,14 @@ def detach(connection: Connection, host: Host, address: PciAddress) -> bool:
         RefusedError: it cannot be isolated, or the host uses it.
         FailedError: libvirt reported success, but the driver is another.
     """
-    safety.refuse_unassignable(host, address)
-    if sysfs.driver(host, address) == VFIO:
-        return False
-    safety.refuse_in_use(host, [address])
-    connection.detach_node_device(address)
-    _prove(host, address, is_detached=True)
+    with _locked(host):
+        safety.refuse_unassignable(host, address)
+        safety.refuse_lent(host, [address], "")
+        if sysfs.is_on_vfio(host, address):
+            return False
+        safety.refuse_in_use(host, [address])
+        connection.detach_node_device(address)
+        _prove(host, address, is_detached=True)
     return True
 
 
@@ -41,13 +46,14 @@ def reattach(connection: Connection, host: Host, address: PciAddress) -> bool:
         RefusedError: a domain has it.
         FailedError: libvirt reported success, but the device is still on vfio-pci.
     """
-    safety.refuse_unassignable(host, address)
-    safety.refuse_lent(host, [address], "")
-    if sysfs.driver(host, address) not in (VFIO, None):
-        return False
-    _refuse_busy(host, address)
-    connection.reattach_node_device(address)
-    _prove(host, address, is_detached=False)
+    with _locked(host):
+        safety.refuse_unassignable(host, address)
+        safety.refuse_lent(host, [address], "")
+        if sysfs.driver(host, address) is not None and not sysfs.is_on_vfio(host, address):
+            return False
+        safety.refuse_open_group(host, address)
+        connection.reattach_node_device(address)
+        _prove(host, address, is_detached=False)
     return True
 
 
@@ -55,24 +61,32 @@ def reset(connection: Connection, host: Host, address: PciAddress) -> None:
     """Reset a device through libvirt.
 
     Raises:
-        RefusedError: a domain or a process of the host uses it.
+        RefusedError: a domain or a driver of the host has it.
     """
-    safety.refuse_unassignable(host, address)
-    safety.refuse_lent(host, [address], "")
-    safety.refuse_in_use(host, [address])
-    _refuse_busy(host, address)
-    connection.reset_node_device(address)
+    with _locked(host):
+        safety.refuse_unassignable(host, address)
+        safety.refuse_lent(host, [address], "")
+        safety.refuse_open_group(host, address)
+        bound = sysfs.driver(host, address)
+        if bound is not None and not sysfs.is_on_vfio(host, address):
+            what = f"{address} is bound to {bound}, which would not survive a reset under it"
+            raise RefusedError("host-driver", what, f"virtpass device detach {address}")
+        connection.reset_node_device(address)
 
 
-def _refuse_busy(host: Host, address: PciAddress) -> None:
-    group = sysfs.group(host, address)
-    if sysfs.driver(host, address) == VFIO and host.device_node_is_busy(f"/dev/vfio/{group}"):
-        raise RefusedError("in-use", f"{address} is used by a running virtual machine", "shut it down first")
+@contextmanager
+def _locked(host: Host) -> Iterator[None]:
+    """Keep hooks from moving devices meanwhile; none of these calls of libvirt waits for a hook."""
+    lock = engine.lock(host)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _prove(host: Host, address: PciAddress, *, is_detached: bool) -> None:
     bound = sysfs.driver(host, address)
-    if (bound == VFIO) is not is_detached:
+    if sysfs.is_on_vfio(host, address) is not is_detached:
         raise FailedError(
             "not-bound",
             f"libvirt reported success, but {address} is bound to {bound or 'no driver'}",

@@ -47,10 +47,9 @@ class Overview:
 def overview(host: Host, uri: str = SYSTEM) -> Overview:
     """Look at everything; needs no permission, and sees less without."""
     inventory = read_inventory(host)
-    cards = reports(inventory, [device for device in inventory.devices.values() if device.is_display])
-    borrowed = [
-        one for one in reports(inventory, list(inventory.devices.values())) if one.lent_to is not None
-    ]
+    everything = reports(inventory, list(inventory.devices.values()))
+    cards = [one for one in everything if one.device.is_display]
+    borrowed = [one for one in everything if one.lent_to is not None]
     hook = hook_status(host)
     domains, problem = _domains(host, uri)
     running = {one.uuid for one in domains or () if one.is_active}

@@ -1,11 +1,11 @@
 """Whatever a crash left half done comes back to the host."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from virtpass.binding import engine
-from virtpass.binding.journal import Journal, journals, read_journal
+from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
@@ -30,27 +30,42 @@ class Recovery:
     problems: tuple[str, ...]
 
 
-def recover(host: Host, active: Collection[str] | None, *, dry_run: bool = False) -> list[Recovery]:
+def recover(
+    host: Host, ask_active: Callable[[], Collection[str] | None], *, dry_run: bool = False
+) -> list[Recovery]:
     """Give back what belongs to no running domain.
 
     Args:
         host: the host.
-        active: UUIDs of the running domains as libvirt tells; None when no daemon answers. Whether a process
-            has the devices open decides then.
+        ask_active: returns the UUIDs of the running domains, or None when there is no libvirt daemon that
+            knows; whether a process has the devices open decides then. An error of it ends the recovery.
         dry_run: change nothing.
 
     Raises:
-        VirtpassError: the records cannot be reached.
+        VirtpassError: the records cannot be reached, or libvirt does not answer.
     """
-    if not journals(host):
+    # A domain may start while libvirt is asked, or while we wait for its hook: what is new or has changed
+    # since we looked belongs to it.
+    known = {uuid: _version(host, uuid) for uuid in journals(host)}
+    if not known:
         return []
+    active = ask_active()
     if dry_run:
         return [_recover(host, uuid, active, dry_run=True) for uuid in journals(host)]
     lock = engine.lock(host)
     try:
-        return [_recover(host, uuid, active, dry_run=False) for uuid in journals(host)]
+        return [
+            _recover(host, uuid, active, dry_run=False)
+            if known.get(uuid) == _version(host, uuid)
+            else Recovery(uuid, "", "running", (), ())
+            for uuid in journals(host)
+        ]
     finally:
         os.close(lock)
+
+
+def _version(host: Host, uuid: str) -> tuple[int, int] | None:
+    return host.version(f"{DIRECTORY}/{uuid}")
 
 
 def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: bool) -> Recovery:
@@ -61,7 +76,7 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
         if _is_running(host, journal, active):
             return Recovery(uuid, journal.name, "running", (), ())
         now, problems = engine.present_state(host, journal)
-        steps = tuple(map(str, engine.steps_to_give_back(journal, now)))
+        steps = tuple(map(str, engine.steps_to_give_back(journal.homes, now)))
         if dry_run:
             return Recovery(uuid, journal.name, "pending", steps, _lines(problems))
         problems = engine.give_back(host, journal)
@@ -73,8 +88,7 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
 def _is_running(host: Host, journal: Journal, active: Collection[str] | None) -> bool:
     if active is not None:
         return journal.uuid in active
-    groups = {sysfs.group(host, home.address) for home in journal.homes} - {None}
-    return any(host.device_node_is_busy(f"/dev/vfio/{group}") for group in groups)
+    return any(sysfs.group_is_open(host, home.address) for home in journal.homes)
 
 
 def _lines(problems: list[VirtpassError]) -> tuple[str, ...]:

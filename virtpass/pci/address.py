@@ -69,18 +69,6 @@ class PciAddress(tuple[int, int, int, int]):
         return cls(int(parts[0], 16), int(parts[1], 16), int(parts[2], 16), int(function, 16))
 
     @classmethod
-    def from_node_device(cls, name: str) -> "PciAddress":
-        """Parse a libvirt node device name, ``pci_0000_01_00_0``.
-
-        Raises:
-            UsageError: ``name`` is not the name of a PCI node device.
-        """
-        parts = name.split("_")
-        if len(parts) != 5 or parts[0] != "pci":
-            raise UsageError("node-device-name", f"'{name}' is not the name of a PCI node device")
-        return cls.parse(f"{parts[1]}:{parts[2]}:{parts[3]}.{parts[4]}")
-
-    @classmethod
     def from_attributes(cls, attributes: "Mapping[str, str]") -> "PciAddress":
         """Parse the attributes of an ``<address>`` in libvirt's XML; what is left out is 0.
 

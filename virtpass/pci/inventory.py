@@ -8,7 +8,6 @@ from virtpass.pci.identity import Identity
 from virtpass.pci.usage import used_by_host
 from virtpass.system.host import Host
 
-_HEADER_BYTES = 64
 _DISPLAY_CLASS = 0x03
 _BRIDGE_CLASS = 0x06
 
@@ -99,7 +98,7 @@ def read_inventory(host: Host) -> Inventory:
         devices,
         {number: tuple(members) for number, members in sorted(groups.items())},
         used_by_host(host),
-        _interrupts_are_safe(host),
+        sysfs.interrupts_are_safe(host),
     )
 
 
@@ -120,7 +119,7 @@ def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> 
     fields = dict(
         line.split("=", 1) for line in (host.read(f"{path}/uevent") or "").splitlines() if "=" in line
     )
-    config = host.read_bytes(f"{path}/config", _HEADER_BYTES) or b""
+    config = host.read_bytes(f"{path}/config", sysfs.HEADER_BYTES) or b""
     physical = sysfs.parsed([host.link_name(f"{path}/physfn") or ""])
     class_code = _hex(fields.get("PCI_CLASS", ""))
     return Device(
@@ -150,19 +149,3 @@ def _hex(text: str) -> int:
         return int(text, 16)
     except ValueError:
         return 0
-
-
-def _interrupts_are_safe(host: Host) -> bool:
-    """Tell whether VFIO finds interrupts remapped, or was told to go without.
-
-    The names of remapped interrupt chips begin with ``IR-`` (Intel and AMD); a kernel that shows no chips at
-    all says nothing either way.
-    """
-    chips = 0
-    for interrupt in host.names("/sys/kernel/irq"):
-        name = host.read(f"/sys/kernel/irq/{interrupt}/chip_name") or ""
-        if name.startswith("IR-"):
-            return True
-        chips += bool(name)
-    allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
-    return chips == 0 or allowed == "Y"

@@ -76,6 +76,8 @@ def judge(inventory: Inventory, address: PciAddress, going: frozenset[PciAddress
 def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress]) -> list[Reason]:
     if device.is_bridge:
         return [Reason("bridge", "bridges stay with the host", Level.NEVER)]
+    if device.header_type == sysfs.NO_ANSWER:
+        return [Reason("no-answer", "it does not answer any more", Level.NEVER)]
     if device.header_type not in (0, None):
         return [
             Reason("header-type", f"its header type {device.header_type} cannot be assigned", Level.NEVER)
@@ -95,6 +97,9 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
         Reason("host-needs-it", f"it {phrase}", Level.BLOCKED)
         for phrase in inventory.needed.get(device.address, ())
     ]
+    if count := sysfs.virtual_functions(inventory.host, device.address):
+        text = f"it has {count} virtual functions, which would vanish"
+        reasons.append(Reason("virtual-functions", text, Level.BLOCKED))
     reasons += _companions(inventory, device.group, going)
     reasons += _notes(inventory, device)
     return reasons

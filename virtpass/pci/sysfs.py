@@ -11,6 +11,8 @@ from virtpass.system.host import Host
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 GROUPS = "/sys/kernel/iommu_groups"
+HEADER_BYTES = 64
+NO_ANSWER = 0x7F
 
 # Drivers that leave the DMA of their device to whoever owns the group (driver_managed_dma in the kernel's
 # sources); the vfio variants are recognised by their directory vfio-dev.
@@ -62,8 +64,11 @@ def identity(host: Host, address: PciAddress) -> Identity:
 
 
 def header_type(host: Host, address: PciAddress) -> int | None:
-    """Return the header type: 0 endpoint, 1 bridge, 2 CardBus bridge; None when it cannot be read."""
-    config = host.read_bytes(device_path(address) + "/config") or b""
+    """Return the header type: 0 endpoint, 1 bridge, 2 CardBus bridge; None when it cannot be read.
+
+    A device that does not answer any more reads as 0x7f.
+    """
+    config = host.read_bytes(device_path(address) + "/config", HEADER_BYTES) or b""
     return config[0x0E] & 0x7F if len(config) > 0x0E else None
 
 
@@ -81,12 +86,6 @@ def group_members(host: Host, group_number: int) -> list[PciAddress]:
 def addresses(host: Host) -> list[PciAddress]:
     """Return all PCI devices of the host, sorted."""
     return sorted(parsed(host.names(DEVICES)))
-
-
-def slot_members(host: Host, address: PciAddress) -> list[PciAddress]:
-    """Return all functions of the card that a device is part of, sorted."""
-    functions = (PciAddress(*address[:3], function) for function in range(8))
-    return [function for function in functions if is_present(host, function)]
 
 
 def parsed(names: list[str]) -> list[PciAddress]:
@@ -119,6 +118,36 @@ def blocks_its_group(host: Host, address: PciAddress) -> bool:
     itself; members without a driver are fine.
     """
     bound = driver(host, address)
-    if bound is None or bound in _GROUP_FRIENDLY:
-        return False
-    return not host.exists(device_path(address) + "/vfio-dev")
+    return bound is not None and bound not in _GROUP_FRIENDLY and not is_on_vfio(host, address)
+
+
+def is_on_vfio(host: Host, address: PciAddress) -> bool:
+    """Tell whether a device is bound to vfio-pci or one of its variants, which libvirt may prefer."""
+    return driver(host, address) == "vfio-pci" or host.exists(device_path(address) + "/vfio-dev")
+
+
+def group_is_open(host: Host, address: PciAddress) -> bool:
+    """Tell whether a process, such as a running domain, has the VFIO group of a device open."""
+    number = group(host, address)
+    return number is not None and host.device_node_is_busy(f"/dev/vfio/{number}")
+
+
+def virtual_functions(host: Host, address: PciAddress) -> int:
+    """Return how many virtual functions a device has now; they vanish when its driver is unbound."""
+    return sum(name.startswith("virtfn") for name in host.names(device_path(address)))
+
+
+def interrupts_are_safe(host: Host) -> bool:
+    """Tell whether VFIO finds interrupts remapped, or was told to go without.
+
+    The names of remapped interrupt chips begin with ``IR-`` (Intel and AMD); a kernel that shows no chips at
+    all says nothing either way.
+    """
+    chips = 0
+    for interrupt in host.names("/sys/kernel/irq"):
+        name = host.read(f"/sys/kernel/irq/{interrupt}/chip_name") or ""
+        if name.startswith("IR-"):
+            return True
+        chips += bool(name)
+    allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
+    return chips == 0 or allowed == "Y"

@@ -41,19 +41,39 @@ def _storage(host: Host) -> list[tuple[PciAddress, str]]:
         if len(fields) < 5 or len(source) < 2:
             continue
         # btrfs shows a made-up device number; its source then names a real one.
-        name = host.link_name(f"/sys/dev/block/{fields[2]}") or _device_name(source[1])
+        name = host.link_name(f"/sys/dev/block/{fields[2]}") or _device_name(host, source[1])
         used.append((name, f"holds the file system {_unescaped(fields[4])}"))
     for line in (host.read("/proc/swaps") or "").splitlines()[1:]:
-        used.append((_device_name(line.split(" ")[0]), "holds swap"))
+        used.append((_device_name(host, line.split(" ")[0]), "holds swap"))
+    # Whatever is made of disks in the kernel (LUKS, LVM, md) shows at those disks as a holder.
+    for block in host.names("/sys/class/block"):
+        if host.names(f"/sys/class/block/{block}/holders"):
+            used.append((block, f"has a disk in use ({block})"))
     found = []
-    for block, phrase in used:
-        if block is not None:
-            found += [(address, phrase) for address in _block_controllers(host, block, set())]
+    for name, phrase in used:
+        if name is not None:
+            found += [(address, phrase) for address in block_controllers(host, name)]
     return found
 
 
-def _device_name(source: str) -> str | None:
-    return source.rpartition("/")[2] if source.startswith("/dev/") else None
+def claimed_disk(host: Host, address: PciAddress) -> str | None:
+    """Return a disk of a controller that is in use in any way, None for none.
+
+    The kernel lets nobody open a block device exclusively that is mounted, in any mount namespace, or part of
+    swap, LVM, md, ZFS or a btrfs of several disks. It takes root to ask.
+    """
+    for block in host.names("/sys/class/block"):
+        if address in block_controllers(host, block) and host.is_claimed("/dev/" + block.replace("!", "/")):
+            return block
+    return None
+
+
+def _device_name(host: Host, source: str) -> str | None:
+    """Return the kernel's name of a block device, which that of its node may not be."""
+    if not source.startswith("/dev/"):
+        return None
+    number = host.device_number(source)
+    return (host.link_name(f"/sys/dev/block/{number}") if number else None) or source.rpartition("/")[2]
 
 
 def _unescaped(path: str) -> str:
@@ -63,16 +83,23 @@ def _unescaped(path: str) -> str:
     return path.replace("\\134", "\\")
 
 
-def _block_controllers(host: Host, block: str, seen: set[str]) -> list[PciAddress]:
-    """Return the controllers beneath a block device, through device mapper and md."""
+def block_controllers(host: Host, block: str, seen: frozenset[str] = frozenset()) -> list[PciAddress]:
+    """Return the controllers beneath a block device, through device mapper, md and NVMe multipath."""
     if block in seen:
         return []
-    seen.add(block)
     path = f"/sys/class/block/{block}"
     if lower := host.names(f"{path}/slaves"):
-        return [address for name in lower for address in _block_controllers(host, name, seen)]
-    address = controller(host.real_path(path))
-    return [address] if address is not None else []
+        return [address for name in lower for address in block_controllers(host, name, seen | {block})]
+    real = host.real_path(path)
+    if "/nvme-subsys" in real:
+        head, _, tail = real.rpartition("/nvme-subsys")
+        subsystem = f"{head}/nvme-subsys{tail.partition('/')[0]}"
+        # The subsystem has links to the controllers that it was made of: nvme0, beside its disks nvme0n1.
+        links = [f"{subsystem}/{name}" for name in host.names(subsystem) if name.startswith("nvme")]
+        found = [controller(host.real_path(link)) for link in links]
+    else:
+        found = [controller(real)]
+    return [address for address in found if address is not None]
 
 
 def _network(host: Host) -> list[tuple[PciAddress, str]]:
@@ -114,7 +141,8 @@ def _keyboard(host: Host) -> list[tuple[PciAddress, str]]:
                 path = line[9:]
             elif line.startswith("B: KEY="):
                 keys = _bitmap(line[7:])
-        if keys & _KEYBOARD_KEYS == _KEYBOARD_KEYS:
+        # Programs make keyboards too; nobody can type on those.
+        if keys & _KEYBOARD_KEYS == _KEYBOARD_KEYS and not path.startswith("/devices/virtual/"):
             keyboards.append(controller("/sys" + path))
     only = set(keyboards)
     return [(address, "has the only keyboard") for address in only if address is not None and len(only) == 1]

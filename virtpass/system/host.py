@@ -13,6 +13,9 @@ from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedEr
 from virtpass.system.worker import Worker
 
 _MAX_READ = 1 << 20
+# What the names of our temporary files begin with; nothing runs or reads files of such a name.
+TEMPORARY = ".virtpass-"
+
 # Everybody may see what is lent to whom; only root may change it.
 _DIRECTORY_MODE = 0o755
 _FILE_MODE = 0o644
@@ -98,6 +101,22 @@ class Host:
         except OSError:
             return []
 
+    def device_number(self, path: str) -> str | None:
+        """Return ``major:minor`` of a device node; None when there is none."""
+        try:
+            number = os.stat(self.path(path)).st_rdev
+        except OSError:
+            return None
+        return f"{os.major(number)}:{os.minor(number)}" if number else None
+
+    def is_claimed(self, path: str) -> bool:
+        """Tell whether somebody uses a block device for himself alone; False when it cannot be asked."""
+        try:
+            os.close(os.open(self.path(path), os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno == errno.EBUSY
+        return False
+
     def exists(self, path: str) -> bool:
         """Tell whether there is anything at ``path``, a dangling link included."""
         return os.path.lexists(self.path(path))
@@ -112,7 +131,8 @@ class Host:
             deadline: how long to wait, in seconds.
 
         Raises:
-            OSError: the kernel refused; errno.ETIMEDOUT when it did not answer within the deadline.
+            NoAnswer: the kernel did not answer within the deadline.
+            OSError: the kernel refused.
         """
         return self._attributes().read(self.path(path), deadline)
 
@@ -120,7 +140,7 @@ class Host:
         """Write a sysfs attribute in a child process, which is never killed.
 
         Raises:
-            OSError: as `read_attribute`.
+            NoAnswer, OSError: as `read_attribute`.
         """
         self._attributes().write(self.path(path), value, deadline)
 
@@ -229,6 +249,14 @@ class Host:
         except OSError:
             return False
 
+    def version(self, path: str) -> tuple[int, int] | None:
+        """Return what changes whenever a file is made or written anew; None when there is none."""
+        try:
+            state = os.lstat(self.path(path))
+        except OSError:
+            return None
+        return state.st_ino, state.st_mtime_ns
+
     def read_own(self, directory: str, name: str) -> bytes | None:
         """Return the content of one of our own files; None when it does not exist.
 
@@ -293,7 +321,7 @@ class Host:
         target = temporary = None
         try:
             target = self._step(parent, last, directory, _DIRECTORY_MODE)
-            temporary = f".virtpass-{os.urandom(8).hex()}"
+            temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
             descriptor = os.open(
                 temporary,
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,

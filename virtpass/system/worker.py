@@ -14,16 +14,21 @@ import select
 _LIMIT = 4096
 
 
+class NoAnswer(OSError):
+    """The access did not come back within the deadline; its process is left behind."""
+
+
 class Worker:
     """One child process that reads and writes attributes, one at a time."""
 
     def __init__(self) -> None:
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
+        parent = os.getpid()
         self.pid = os.fork()
         self.is_lost = False
         if self.pid == 0:
-            _serve(requests, answers)
+            _serve(requests, answers, parent)
         os.close(requests)
         os.close(answers)
 
@@ -38,7 +43,8 @@ class Worker:
             its content without white space around it.
 
         Raises:
-            OSError: the kernel refused; errno.ETIMEDOUT after the deadline, and the worker is lost then.
+            NoAnswer: after the deadline; the worker is lost then.
+            OSError: the kernel refused.
         """
         return self._ask(b"r", path, "", deadline)
 
@@ -59,7 +65,7 @@ class Worker:
         poll.register(self._answers, select.POLLIN)
         if not poll.poll(deadline * 1000):
             self._lose()
-            raise OSError(errno.ETIMEDOUT, f"no answer within {deadline:.0f} s", path)
+            raise NoAnswer(errno.ETIMEDOUT, f"no answer within {deadline:.0f} s", path)
         answer = os.read(self._answers, _LIMIT)
         if not answer:
             self._lose()
@@ -75,7 +81,7 @@ class Worker:
         os.close(self._answers)
 
 
-def _serve(requests: int, answers: int) -> None:
+def _serve(requests: int, answers: int, parent: int) -> None:
     """Answer requests until the parent is gone; runs in the child and never returns."""
     try:
         os.setsid()
@@ -88,6 +94,9 @@ def _serve(requests: int, answers: int) -> None:
         os.closerange(kept[0] + 1, kept[1])
         os.closerange(kept[1] + 1, os.sysconf("SC_OPEN_MAX"))
         while request := os.read(requests, _LIMIT):
+            # Whoever asked and was killed holds the lock no more: nothing may be written any more.
+            if os.getppid() != parent:
+                break
             kind, path, value = request.split(b"\0", 2)
             os.write(answers, _access(kind, path, value))
     finally:
