@@ -9,6 +9,7 @@ of the project. It reads one JSON object per line and answers each with one line
     {"id": 3, "do": "put", "path": ..., "data": BASE64, "mode": 420}  -> {"id": 3}
     {"id": 4, "do": "get", "path": ...}                       -> {"id": 4, "data": BASE64}
     {"id": 5, "do": "pci"}                                    -> {"id": 5, "devices": [...]}
+    {"id": 6, "do": "hold_kvm"}                               -> {"id": 6}
 
 A request that cannot be carried out is answered with {"id": N, "error": TEXT}. Each start of the agent is
 announced with {"hello": BOOT_ID}, so that the outside notices a reboot.
@@ -17,6 +18,7 @@ announced with {"hello": BOOT_ID}, so that the outside notices a reboot.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import signal
@@ -30,6 +32,8 @@ from pathlib import Path
 from typing import IO, Any
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+# From linux/kvm.h.
+KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
 # A killed child that hangs in the kernel is not waited for any longer than this.
 GRACE_AFTER_KILL = 5.0
 
@@ -76,6 +80,7 @@ class Agent:
         """Answer on `port`."""
         self._port = port
         self._jobs: dict[int, subprocess.Popen[bytes]] = {}
+        self._kvm: list[int] = []
 
     def serve(self) -> None:
         """Announce this boot, then answer for ever."""
@@ -89,7 +94,14 @@ class Agent:
             threading.Thread(target=self._answer, args=(request,), daemon=True).start()
 
     def _answer(self, request: dict[str, Any]) -> None:
-        actions = {"run": self._run, "signal": self._signal, "put": _put, "get": _get, "pci": _pci}
+        actions = {
+            "run": self._run,
+            "signal": self._signal,
+            "put": _put,
+            "get": _get,
+            "pci": _pci,
+            "hold_kvm": self._hold_kvm,
+        }
         try:
             answer = actions[request["do"]](request)
         except Exception as error:  # whatever it is, the outside must hear of it
@@ -129,6 +141,21 @@ class Agent:
                 "stderr": _content(err),
                 "timed_out": timed_out,
             }
+
+    def _hold_kvm(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """Keep a virtual machine with one idle processor for ever, if there is KVM.
+
+        KVM patches its own code whenever the last processor without an enabled APIC goes, or the first one
+        comes: at each start of a guest. Under QEMU's multi-threaded TCG the processor that runs another guest
+        may still execute the breakpoint of that patch when it is over, and the kernel dies ("Oops: int3").
+        With a processor that never enables its APIC nothing is ever patched.
+        """
+        if not self._kvm and os.path.exists("/dev/kvm"):
+            kvm = os.open("/dev/kvm", os.O_RDWR)
+            machine = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
+            fcntl.ioctl(machine, KVM_CREATE_IRQCHIP, 0)
+            self._kvm = [kvm, machine, fcntl.ioctl(machine, KVM_CREATE_VCPU, 0)]
+        return {}
 
     def _signal(self, request: dict[str, Any]) -> dict[str, Any]:
         job = self._jobs.get(request["job"])

@@ -17,7 +17,7 @@ class AgentError(Exception):
 
 
 class ChannelTimeout(Exception):
-    """The agent did not answer in time."""
+    """The agent has not answered yet."""
 
 
 class Channel:

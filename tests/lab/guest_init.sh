@@ -30,6 +30,7 @@ list_devices() {
 watch_power_button() {
     modprobe -q button
     modprobe -q evdev
+    # shellcheck disable=SC2013 # the names have no blanks, and a loop that reads would run in a subshell
     for event in $(sed -n '/^N: Name="Power Button"/,/^$/s/^H:.*\(event[0-9]*\).*/\1/p' /proc/bus/input/devices); do
         { dd if="/dev/input/$event" of=/dev/null bs=24 count=1 2>/dev/null && echo "GUEST POWEROFF" && poweroff -f; } &
     done
@@ -40,7 +41,7 @@ paint() {
     escape=$(printf '\033')
     {
         printf '\033[?25l\033[0;97;44m\033[2J\033[12;1H'
-        sed "s/^/..../; s/#/$escape[107m    $escape[44m/g; s/\./    /g; p" <<'LETTERS'
+        sed "s/^/..../; s/#/${escape}[107m    ${escape}[44m/g; s/\./    /g; p" <<'LETTERS'
 .###..#...#.#####..####.#####
 #.....#...#.#.....#.......#..
 #..##.#...#.####...###....#..

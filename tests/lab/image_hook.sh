@@ -15,6 +15,7 @@ cp "$out/vmlinuz" "$lab/guest.vmlinuz"
 find "$root/etc/apparmor.d" -maxdepth 1 -type f ! -name '*libvirt*' -delete
 # mmdebstrap has /proc, /sys and /dev mounted in the root; a bind mount shows it without them.
 mkdir "$out/root"
+# shellcheck disable=SC2016 # the inner shell expands them
 unshare --mount sh -euc '
     mount --bind "$1" "$2/root"
     mke2fs -q -t ext4 -L root -E root_owner=0:0 -d "$2/root" "$2/root.ext4" "$3"

@@ -215,11 +215,12 @@ class Machine:
             # In small steps, to notice early that QEMU is gone or the kernel has panicked.
             while not channel.wait_for_boot(2):
                 self._alive()
-                if time.monotonic() > deadline or "Kernel panic" in self.console():
+                if time.monotonic() > deadline or self._panicked():
                     raise self._lost("it does not come up")
         except ChannelError as error:
             raise self._lost(str(error)) from error
         self.run(SETTLE, timeout=150).check()
+        self.request("hold_kvm")
         while (result := self.run(LIBVIRT)).status != 0:
             if time.monotonic() > deadline:
                 raise self._lost(f"libvirt does not come up: {result}")
@@ -327,10 +328,16 @@ class Machine:
 
     def answer(self, identifier: int, timeout: float) -> dict[str, Any]:
         """Return the agent's answer to a request. Raises AgentError, MachineLost."""
-        try:
-            return self._alive().wait(identifier, timeout)
-        except (ChannelError, ChannelTimeout) as error:
-            raise self._lost(str(error)) from error
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                # In small steps, to notice early that the kernel has panicked.
+                return self._alive().wait(identifier, min(5.0, deadline - time.monotonic()))
+            except ChannelTimeout:
+                if time.monotonic() > deadline or self._panicked():
+                    raise self._lost("the agent does not answer") from None
+            except ChannelError as error:
+                raise self._lost(str(error)) from error
 
     def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
         """Look at `condition` until it holds. Raises AssertionError, with `what`, when it never does."""
@@ -444,12 +451,15 @@ class Machine:
             raise self._lost(f"QEMU has ended with status {self._process.returncode}")
         return self._channel
 
+    def _panicked(self) -> bool:
+        return "Kernel panic" in self.console()
+
     def _lost(self, reason: str) -> MachineLost:
         """Return an exception that says why the machine is of no more use."""
         parts = [f"the machine is lost: {reason}"]
         for name in ("qemu.log", "console.log"):
             file = self._folder / name
             if file.exists():
-                tail = file.read_text(errors="replace").splitlines()[-40:]
+                tail = file.read_text(errors="replace").splitlines()[-80:]
                 parts += [f"--- the end of {name}:", *tail]
         return MachineLost("\n".join(parts))
