@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation import AUDIO, CARD, GUEST, NIC, SPARE, TWIN, SimulatedHost
 from virtpass.binding import engine
-from virtpass.binding.journal import Journal, journals, read_journal
+from virtpass.binding.journal import Home, Journal, journals, read_journal
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
@@ -166,6 +166,30 @@ def test_a_variant_of_vfio_that_libvirt_preferred_is_left_too(
     monkeypatch.setattr(host, "write_attribute", kernel)
     assert give_back(host) == []
     assert host.state() == before
+
+
+def test_a_device_that_was_on_a_variant_of_vfio_comes_back_to_it(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = host.state()
+    monkeypatch.setattr(
+        "virtpass.pci.sysfs.is_on_vfio", lambda _, address: host.state()[address][0] in ("vfio-pci", "e1000e")
+    )
+    lend(host, NIC)
+    assert give_back(host) == []
+    assert host.state() == before
+
+
+def test_an_override_that_libvirt_wrote_for_a_variant_goes_too() -> None:
+    home = Home(NIC, "mlx5_core", None)
+    seen = engine.Seen(NIC, "mlx5_vfio_pci", "mlx5_vfio_pci", True)
+    steps = engine.steps_to_give_back([home], [seen])
+    assert [str(step) for step in steps] == [
+        f"{NIC}: set driver_override to mlx5_core",
+        f"{NIC}: unbind from mlx5_vfio_pci",
+        f"{NIC}: let mlx5_core bind it",
+        f"{NIC}: clear driver_override",
+    ]
 
 
 def test_a_write_of_a_killed_hook_that_arrives_late_is_made_good(host: SimulatedHost) -> None:

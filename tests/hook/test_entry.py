@@ -19,6 +19,7 @@ from virtpass.binding.journal import journals
 from virtpass.hook import entry
 from virtpass.hook.entry import run
 from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError
 
 Captured = pytest.CaptureFixture[str]
 
@@ -125,8 +126,41 @@ def test_a_card_that_does_not_answer_any_more(host: SimulatedHost, capfd: Captur
 
 
 def test_interrupts_that_are_not_remapped(host: SimulatedHost, capfd: Captured) -> None:
-    host.put("/sys/kernel/irq/24/chip_name", "PCI-MSI\n")
+    host.put("/sys/kernel/irq/24/chip_name", "IO-APIC\n")
     assert "interrupts are not remapped" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_metadata_of_others_that_expat_refuses(host: SimulatedHost, capfd: Captured) -> None:
+    """libvirt keeps it all the same."""
+    before = host.state()
+    odd = "<x:foo xmlns:x='urn:u'><q:bar/></x:foo>"
+    assert run(host, "prepare", domain_xml(NIC, metadata=odd)) == 0
+    assert host.state() == before
+    ours = "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'/>"
+    assert "cannot be read" in refused(host, capfd, domain_xml(NIC, metadata=odd + ours))
+    assert run(host, "prepare", domain_xml(NIC)) == 0
+    assert run(host, "release", domain_xml(NIC, metadata=odd)) == 0
+    assert host.state() == before
+
+
+def test_a_hostdev_that_is_not_understood_is_not_left_out(host: SimulatedHost, capfd: Captured) -> None:
+    xml = domain_xml(NIC).replace(b"bus='0x02'", b"bus='08'")
+    assert "is not a number" in refused(host, capfd, xml)
+
+
+def test_a_record_that_could_not_be_written_keeps_nobody_else_out(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = host.append_own
+
+    def full(directory: str, name: str, content: bytes) -> None:
+        append(directory, name, content[:40])
+        raise FailedError("file", "No space left on device")
+
+    monkeypatch.setattr(host, "append_own", full)
+    assert run(host, "prepare", domain_xml(NIC)) == 1
+    monkeypatch.undo()
+    assert run(host, "prepare", domain_xml(NIC, uuid=OTHER)) == 0
 
 
 def test_a_card_with_virtual_functions(host: SimulatedHost, capfd: Captured) -> None:

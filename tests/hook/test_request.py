@@ -120,7 +120,18 @@ def test_a_record_that_cannot_be_understood_is_a_problem_of_the_start_only(broke
     assert (request.uuid, request.is_ours) == (GUEST, True)
 
 
-@pytest.mark.parametrize("more", ["<v:tuning cpus='2'/>", "<tuning/>", "<v:root-port bus='1'/>"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "<v:tuning cpus='2'/>",
+        "<tuning/>",
+        "<policy display='refuse'/>",
+        "<v:policy display='refuse'/>",
+        "<v:root-port bus='1'/>",
+        "<v:root-port index='1'><v:x/></v:root-port>",
+        RECORDED[RECORDED.index("<v:device") : RECORDED.index("</v:pass")],
+    ],
+)
 def test_what_a_later_version_may_write_is_not_ignored(more: str) -> None:
     metadata = RECORDED.replace("</v:passthrough>", f"{more}</v:passthrough>")
     assert parse_request(domain_xml(CARD, metadata=metadata)).problem is not None

@@ -1,5 +1,7 @@
 """Verdicts: the kernel's rule, and what the host cannot spare."""
 
+import shutil
+
 import pytest
 
 from tests.simulation import AUDIO, CARD, DISK, NIC, PORT, SHARED, SPARE, TWIN, SimulatedHost
@@ -94,7 +96,12 @@ def test_relaxable_regions_do_not_count(host: SimulatedHost) -> None:
 
 @pytest.mark.parametrize(
     ("chip", "allowed", "level"),
-    [("PCI-MSI", None, Level.BLOCKED), ("PCI-MSI", "Y", Level.READY), ("IR-PCI-MSI", None, Level.READY)],
+    [
+        ("IO-APIC", "N", Level.BLOCKED),
+        ("IO-APIC", "Y", Level.READY),
+        ("IR-IO-APIC", "N", Level.READY),
+        ("GICv3", "N", Level.READY),
+    ],
 )
 def test_interrupt_remapping(host: SimulatedHost, chip: str, allowed: str | None, level: Level) -> None:
     host.put("/sys/kernel/irq/24/chip_name", chip + "\n")
@@ -194,3 +201,16 @@ def test_a_keyboard_that_a_program_made_does_not_count(host: SimulatedHost) -> N
 def test_a_missing_device_is_not_found(host: SimulatedHost) -> None:
     with pytest.raises(NotFoundError):
         verdict(host, PciAddress.parse("0a:00.0"))
+
+
+def test_unsafe_interrupts_may_be_allowed_by_a_module_that_is_not_loaded_yet(host: SimulatedHost) -> None:
+    host.put("/sys/kernel/irq/24/chip_name", "IO-APIC\n")
+    shutil.rmtree(host.path("/sys/module/vfio_iommu_type1"))
+    assert verdict(host, NIC).level is Level.READY
+    assert references(host, NIC) == {"no-interrupt-remapping"}
+
+
+def test_the_nvidia_driver_is_noted(host: SimulatedHost) -> None:
+    card = PciAddress.parse("0c:00.0")
+    host.add_device(card, class_code=0x030000, group=20, native="nvidia")
+    assert "nvidia-driver" in references(host, card)

@@ -148,7 +148,8 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
             continue
         driver, override, on_vfio = state[home.address]
         # An override that is neither ours nor the recorded one was set by somebody meanwhile, and stays.
-        is_known = override in (VFIO, home.driver, home.override)
+        # libvirt names a variant of vfio-pci there when it prefers one.
+        is_known = override in (VFIO, home.driver, home.override) or (on_vfio and override == driver)
         final = home.override if is_known else override
         returns = home.driver is not None and driver != home.driver and (driver is None or on_vfio)
         if returns and home.driver is not None:
@@ -156,7 +157,7 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
                 overrides.append(Step(home.address, OVERRIDE, home.driver))
                 override = home.driver
             probes.append(Step(home.address, PROBE, home.driver))
-        if driver is not None and on_vfio:
+        if driver is not None and on_vfio and driver != home.driver:
             unbinds.append(Step(home.address, UNBIND, driver))
         if override != final:
             restored.append(Step(home.address, OVERRIDE, final or ""))
@@ -196,7 +197,8 @@ def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
     """Bring devices back to where the journal says they were, from any half-done state.
 
     Returns:
-        what could not be done; when there is nothing, all is back and the journal is removed.
+        what could not be done; when there is nothing, each device is back, or gone from the host, or with a
+        driver that somebody else gave it, and the journal is removed.
     """
     for _ in range(_ATTEMPTS):
         now, problems = present_state(host, journal)
@@ -221,7 +223,10 @@ def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
     if not problems:
-        journal.remove()
+        try:
+            journal.remove()
+        except VirtpassError as error:
+            problems.append(error)
     return problems
 
 

@@ -79,8 +79,19 @@ class Journal:
                     )
             records.append(("home", str(home.address), home.driver or _NONE, home.override or _NONE))
         text = "".join("\t".join(map(_quoted, record)) + "\n" for record in records)
-        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        try:
+            self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        except VirtpassError:
+            # Nothing was moved; what is left of the file would keep the devices from all other domains.
+            self._forget()
+            raise
         self.homes = list(homes)
+
+    def _forget(self) -> None:
+        try:
+            self.remove()
+        except VirtpassError:
+            pass
 
     def remove(self) -> None:
         """Forget it all: everything is back."""

@@ -64,7 +64,8 @@ def refuse_in_use(host: Host, addresses: list[PciAddress]) -> None:
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",
-                "unload it first: modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia",
+                "unload it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another"
+                " card needs it, keep it off this one with driver_override from boot on",
             )
     if held := holders(host, addresses):
         programs = ", ".join(f"{program} (process {process}, {node})" for process, program, node in held[:4])

@@ -32,7 +32,7 @@ def complain(line: str) -> None:
 def say_json(value: object) -> None:
     """Print a value as JSON; what a terminal could obey is escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo("".join(one if one.isprintable() or one == "\n" else f"\\u{ord(one):04x}" for one in text))
+    click.echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
 
 
 def width() -> int | None:

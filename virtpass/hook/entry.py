@@ -16,9 +16,8 @@ import time
 
 from virtpass.binding import engine, safety
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
-from virtpass.binding.policy import KNOWN_POLICY
+from virtpass.binding.policy import KNOWN_POLICY, NAMESPACE
 from virtpass.hook.request import Request, parse_request
-from virtpass.pci.sysfs import is_on_vfio
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError, one_line
 from virtpass.system.host import Host
 
@@ -59,8 +58,11 @@ def run(host: Host, operation: str, xml: bytes) -> int:
     syslog.openlog("virtpass-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
     began = time.monotonic()
     try:
+        # The gate lets what it did not read to the end through; a foreign domain's XML may be odd.
+        if operation == "prepare" and NAMESPACE.encode() not in xml:
+            return 0
         request = parse_request(xml)
-        if operation == "prepare" and not (request.is_ours and request.devices):
+        if operation == "prepare" and not ((request.is_ours and request.devices) or request.problem):
             return 0
         lock = engine.lock(host)
         try:
@@ -108,14 +110,16 @@ def _prepare(host: Host, request: Request) -> str:
     safety.refuse_lent(host, request.devices, request.uuid)
     for address in request.devices:
         safety.refuse_unassignable(host, address)
+    # Before what is checked with it: whether unsafe interrupts are allowed is a parameter of a module.
+    engine.load_vfio(host)
     for address, recorded in request.identities.items():
         if address in request.devices:
             safety.refuse_other_device(host, address, recorded)
-    moving = [str(address) for address in request.devices if not is_on_vfio(host, address)]
     safety.refuse_unsafe(host, request.devices)
     homes = engine.homes(host, request.devices)
     engine.lend(host, Journal(host, request.uuid, request.name), homes)
-    return f"{', '.join(moving)} lent" if moving else "all devices were on vfio-pci already"
+    moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
+    return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
 
 
 def _release(host: Host, request: Request) -> str:

@@ -75,8 +75,12 @@ def parse_request(xml: bytes) -> Request:
     try:
         parser.Parse(xml, True)
     except (ExpatError, LookupError, ValueError) as error:
-        # The last two: an encoding that Python does not know, or that expat cannot use.
-        raise UsageError("xml-syntax", f"the domain's XML cannot be read: {error}") from error
+        # The last two: an encoding that Python does not know, or that expat cannot use. libvirt keeps other
+        # programs' metadata that expat refuses, with prefixes that nobody declared.
+        problem = UsageError("xml-syntax", f"the domain's XML cannot be read: {error}")
+        if not reader.request.uuid:
+            raise problem from error
+        reader.request.problem = problem
     if not reader.request.uuid:
         raise UsageError("xml-domain", "the XML is not that of a domain")
     return reader.request
@@ -89,6 +93,7 @@ class _Reader:
         self.request = Request()
         self._path: list[str] = []
         self._is_pci = False
+        self._has_policy = False
         self._text: list[str] = []
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
@@ -111,20 +116,25 @@ class _Reader:
             if address not in request.devices:
                 request.devices.append(address)
         elif path == _PASSTHROUGH:
-            if request.is_ours:
-                raise _unknown("a second element")
-            request.is_ours = True
+            is_second, request.is_ours = request.is_ours, True
+            if is_second or attributes:
+                raise _unknown("a second element" if is_second else f"'{min(attributes)}'")
         elif path[:-1] == _PASSTHROUGH:
-            name = tag.removeprefix(f"{NAMESPACE} ")
-            if name == "policy":
+            space, _, name = tag.rpartition(" ")
+            if name == "policy" and space == NAMESPACE and not self._has_policy:
+                self._has_policy = True
                 request.policy = attributes
-            elif name not in _KNOWN:
+            elif name not in _KNOWN or space != NAMESPACE:
                 raise _unknown(f"'{name}'")
             elif unknown := attributes.keys() - _KNOWN[name]:
                 raise _unknown(f"'{min(unknown)}' of '{name}'")
             elif name == "device":
                 address, identity = _recorded(attributes)
+                if address in request.identities:
+                    raise _unknown(f"a second record of {address}")
                 request.identities[address] = identity
+        elif path[:-2] == _PASSTHROUGH:
+            raise _unknown(f"'{tag}'")
 
     def end(self, tag: str) -> None:
         if self._path == _UUID:

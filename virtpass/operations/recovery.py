@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from virtpass.binding import engine
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
 from virtpass.pci import sysfs
-from virtpass.system.errors import VirtpassError
+from virtpass.system.errors import VirtpassError, one_line
 from virtpass.system.host import Host
 
 
@@ -83,6 +83,9 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
         return Recovery(uuid, journal.name, "failed" if problems else "recovered", steps, _lines(problems))
     except VirtpassError as error:
         return Recovery(uuid, "", "failed", (), (error.line,))
+    except Exception as error:
+        # One record that holds a surprise must not keep the others from coming home.
+        return Recovery(uuid, "", "failed", (), (one_line(f"fault: {error!r}"),))
 
 
 def _is_running(host: Host, journal: Journal, active: Collection[str] | None) -> bool:

@@ -90,9 +90,7 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
         return [Reason("direct-region", f"the firmware keeps memory {regions[0]} mapped for it", Level.NEVER)]
     reasons = []
     if not inventory.interrupts_are_safe:
-        reasons.append(
-            Reason("no-interrupt-remapping", "interrupts are not remapped on this host", Level.BLOCKED)
-        )
+        reasons.append(_interrupts(inventory))
     reasons += [
         Reason("host-needs-it", f"it {phrase}", Level.BLOCKED)
         for phrase in inventory.needed.get(device.address, ())
@@ -103,6 +101,14 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     reasons += _companions(inventory, device.group, going)
     reasons += _notes(inventory, device)
     return reasons
+
+
+def _interrupts(inventory: Inventory) -> Reason:
+    """Judge interrupts that are not remapped; whether that is allowed shows only when the module is there."""
+    text = "interrupts are not remapped on this host"
+    if inventory.host.exists("/sys/module/vfio_iommu_type1"):
+        return Reason("no-interrupt-remapping", text, Level.BLOCKED)
+    return Reason("no-interrupt-remapping", f"{text}: only with allow_unsafe_interrupts", Level.READY)
 
 
 def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) -> list[Reason]:
@@ -125,6 +131,9 @@ def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) 
 
 def _notes(inventory: Inventory, device: Device) -> list[Reason]:
     notes = []
+    if device.driver == "nvidia":
+        text = "bound to nvidia, which is not unbound: unload it before the domain starts"
+        notes.append(Reason("nvidia-driver", text, Level.READY))
     if device.physical_function is not None:
         notes.append(
             Reason("virtual-function", f"virtual function of {device.physical_function}", Level.READY)

@@ -140,14 +140,14 @@ def virtual_functions(host: Host, address: PciAddress) -> int:
 def interrupts_are_safe(host: Host) -> bool:
     """Tell whether VFIO finds interrupts remapped, or was told to go without.
 
-    The names of remapped interrupt chips begin with ``IR-`` (Intel and AMD); a kernel that shows no chips at
-    all says nothing either way.
+    On x86 the names of remapped interrupt chips begin with ``IR-`` (Intel and AMD), and that of the I/O APIC
+    is plain when they are not. Elsewhere the interrupt controller itself keeps devices apart.
     """
-    chips = 0
+    is_plain = False
     for interrupt in host.names("/sys/kernel/irq"):
         name = host.read(f"/sys/kernel/irq/{interrupt}/chip_name") or ""
         if name.startswith("IR-"):
             return True
-        chips += bool(name)
+        is_plain = is_plain or name == "IO-APIC"
     allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
-    return chips == 0 or allowed == "Y"
+    return not is_plain or allowed == "Y"

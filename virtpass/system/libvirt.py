@@ -109,10 +109,6 @@ class Domain:
         """Return the XML that the next start uses, without passwords: to be shown, never to be defined."""
         return self._xml(_binding().VIR_DOMAIN_XML_INACTIVE)
 
-    def live_xml(self) -> str:
-        """Return the XML of the present run, without passwords; when it does not run, as `shown_xml`."""
-        return self._xml(0)
-
     def _xml(self, flags: int) -> str:
         return self._connection.ask(lambda: self._handle.XMLDesc(flags), f"reading domain '{self.name}'")
 

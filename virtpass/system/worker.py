@@ -53,7 +53,7 @@ class Worker:
         self._ask(b"w", path, value, deadline)
 
     def _ask(self, kind: bytes, path: str, value: str, deadline: float) -> str:
-        request = b"\0".join((kind, os.fsencode(path), value.encode()))
+        request = b"\0".join((kind, os.fsencode(path), os.fsencode(value)))
         if len(request) > _LIMIT:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         try:
