@@ -12,8 +12,8 @@ HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>virtpass: a card goes to a virtual machine and comes back</title>
 <style>
-body { font: 16px/1.5 sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-pre { background: #111; color: #ddd; padding: 1rem; overflow-x: auto; line-height: 1.35 }
+body { font: 16px/1.5 sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+pre { background: #111; color: #ddd; padding: 1rem; overflow-x: auto; line-height: 1.35; font-size: 0.8rem }
 pre b { color: #8f8; font-weight: normal }
 p.ok::before { content: "\\2713\\00a0"; color: #080 }
 p.not::before { content: "\\2717\\00a0"; color: #b00 }
