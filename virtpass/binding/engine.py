@@ -256,6 +256,7 @@ def apply(host: Host, step: Step) -> None:
     """
     address, action, value = step
     path = sysfs.device_path(address)
+    made = f"{address}: {action} {value}".rstrip()
     try:
         if action == OVERRIDE:
             # A line break clears it; an empty write would never reach the kernel.
@@ -276,12 +277,11 @@ def apply(host: Host, step: Step) -> None:
         mark_stuck(host, address, action)
         raise FailedError(
             "stuck",
-            f"{address}: {action} {value} does not come back from the driver".replace("  ", " "),
+            f"{made} does not come back from the driver",
             "reboot the host",
         ) from error
     except OSError as error:
-        what = f"{address}: {f'{action} {value}'.strip()}: {error.strerror}"
-        raise FailedError("kernel-refused", what) from error
+        raise FailedError("kernel-refused", f"{made}: {error.strerror}") from error
 
 
 def probe(host: Host, address: PciAddress, wanted: str) -> None:

@@ -12,6 +12,8 @@ from virtpass.pci.usage import claimed_disk, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
+SWITCH_IOMMU_ON = "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on"
+
 # An unbind of the proprietary driver that finds a user never ends, even when the user does, and users in
 # the kernel show nowhere (NVIDIA/open-gpu-kernel-modules issues 1119 and 1374). Unloading it fails cleanly.
 _NEVER_UNBOUND = "nvidia"
@@ -22,14 +24,11 @@ def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
 
     Args:
         host: the host.
-        addresses: all devices that go together.
+        addresses: all devices that go together; each has passed `refuse_unassignable`.
 
     Raises:
-        NotFoundError: one does not exist.
         RefusedError: the kernel would refuse, the host needs one of them, or a process uses one.
     """
-    for address in addresses:
-        refuse_unassignable(host, address)
     if not sysfs.interrupts_are_safe(host):
         raise RefusedError(
             "no-interrupt-remapping",
@@ -96,7 +95,7 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
         raise RefusedError(
             "no-iommu",
             f"{address} cannot be isolated: no IOMMU is active on this host",
-            "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on",
+            SWITCH_IOMMU_ON,
         )
     if regions := sysfs.direct_regions(host, group):
         raise RefusedError(

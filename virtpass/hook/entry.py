@@ -110,11 +110,11 @@ def _prepare(host: Host, request: Request) -> str:
     safety.refuse_lent(host, request.devices, request.uuid)
     for address in request.devices:
         safety.refuse_unassignable(host, address)
-    # Before what is checked with it: whether unsafe interrupts are allowed is a parameter of a module.
-    engine.load_vfio(host)
     for address, recorded in request.identities.items():
         if address in request.devices:
             safety.refuse_other_device(host, address, recorded)
+    # Before what is checked with it: whether unsafe interrupts are allowed is a parameter of a module.
+    engine.load_vfio(host)
     safety.refuse_unsafe(host, request.devices)
     homes = engine.homes(host, request.devices)
     engine.lend(host, Journal(host, request.uuid, request.name), homes)

@@ -85,7 +85,7 @@ def show_device(host: Host, address: PciAddress) -> DeviceDetails:
 def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
     """Return devices of an inventory with names, verdicts and borrowers."""
     names = device_names(inventory.host, devices)
-    lent = _lent(inventory.host)
+    lent = lent_devices(inventory.host)
     return [
         DeviceReport(
             device,
@@ -97,7 +97,7 @@ def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
     ]
 
 
-def _lent(host: Host) -> dict[PciAddress, str]:
+def lent_devices(host: Host) -> dict[PciAddress, str]:
     """Return the names of the domains that have borrowed something; an unreadable record counts as none."""
     lent = {}
     for uuid in journals(host):

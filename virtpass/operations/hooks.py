@@ -1,12 +1,11 @@
 """The qemu hook: install it, remove it, look at it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from virtpass.binding import engine
 from virtpass.hook import install as installation
 from virtpass.hook.install import HookStatus, hook_status
+from virtpass.operations.locking import locked
 from virtpass.system.daemon import active_daemon, reload_daemon
 from virtpass.system.host import Host
 
@@ -50,11 +49,8 @@ def show_hook(host: Host) -> tuple[HookStatus, str | None]:
 
 
 def _told(host: Host, change: Callable[[Host], bool]) -> HookResult:
-    lock = engine.lock(host)
-    try:
+    with locked(host):
         changed = change(host)
-    finally:
-        os.close(lock)
     unit = None if host.root else active_daemon()
     if unit is not None:
         reload_daemon(unit)

@@ -1,10 +1,7 @@
 """Node devices through libvirt: detach from the host, reattach, reset."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from virtpass.binding import engine, safety
+from virtpass.binding import safety
+from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
@@ -12,7 +9,8 @@ from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 # libvirt asks for nothing in these calls: neither whether the host can spare the device, nor whether it was
-# detached at all, nor whether the driver took. So it is asked here.
+# detached at all, nor whether the driver took. So it is asked here, under the lock, for
+# which none of these calls waits.
 
 
 def detach(connection: Connection, host: Host, address: PciAddress) -> bool:
@@ -25,7 +23,7 @@ def detach(connection: Connection, host: Host, address: PciAddress) -> bool:
         RefusedError: it cannot be isolated, or the host uses it.
         FailedError: libvirt reported success, but the driver is another.
     """
-    with _locked(host):
+    with locked(host):
         safety.refuse_unassignable(host, address)
         safety.refuse_lent(host, [address], "")
         if sysfs.is_on_vfio(host, address):
@@ -46,7 +44,7 @@ def reattach(connection: Connection, host: Host, address: PciAddress) -> bool:
         RefusedError: a domain has it.
         FailedError: libvirt reported success, but the device is still on vfio-pci.
     """
-    with _locked(host):
+    with locked(host):
         safety.refuse_unassignable(host, address)
         safety.refuse_lent(host, [address], "")
         if sysfs.driver(host, address) is not None and not sysfs.is_on_vfio(host, address):
@@ -63,7 +61,7 @@ def reset(connection: Connection, host: Host, address: PciAddress) -> None:
     Raises:
         RefusedError: a domain or a driver of the host has it.
     """
-    with _locked(host):
+    with locked(host):
         safety.refuse_unassignable(host, address)
         safety.refuse_lent(host, [address], "")
         safety.refuse_open_group(host, address)
@@ -72,16 +70,6 @@ def reset(connection: Connection, host: Host, address: PciAddress) -> None:
             what = f"{address} is bound to {bound}, which would not survive a reset under it"
             raise RefusedError("host-driver", what, f"virtpass device detach {address}")
         connection.reset_node_device(address)
-
-
-@contextmanager
-def _locked(host: Host) -> Iterator[None]:
-    """Keep hooks from moving devices meanwhile; none of these calls of libvirt waits for a hook."""
-    lock = engine.lock(host)
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _prove(host: Host, address: PciAddress, *, is_detached: bool) -> None:

@@ -4,8 +4,9 @@ import shlex
 from dataclasses import dataclass
 
 from virtpass.binding.journal import journals
+from virtpass.binding.safety import SWITCH_IOMMU_ON
 from virtpass.hook.install import HookStatus, hook_status
-from virtpass.operations.devices import DeviceReport, reports
+from virtpass.operations.devices import DeviceReport, lent_devices, reports
 from virtpass.operations.domains import DomainReport, list_domains
 from virtpass.pci.inventory import read_inventory
 from virtpass.pci.isolation import Level
@@ -47,9 +48,11 @@ class Overview:
 def overview(host: Host, uri: str = SYSTEM) -> Overview:
     """Look at everything; needs no permission, and sees less without."""
     inventory = read_inventory(host)
-    everything = reports(inventory, list(inventory.devices.values()))
-    cards = [one for one in everything if one.device.is_display]
-    borrowed = [one for one in everything if one.lent_to is not None]
+    lent = lent_devices(host)
+    shown = [one for one in inventory.devices.values() if one.is_display or one.address in lent]
+    shown_reports = reports(inventory, shown)
+    cards = [one for one in shown_reports if one.device.is_display]
+    borrowed = [one for one in shown_reports if one.lent_to is not None]
     hook = hook_status(host)
     domains, problem = _domains(host, uri)
     running = {one.uuid for one in domains or () if one.is_active}
@@ -84,7 +87,7 @@ def _next_step(
     unfinished: tuple[str, ...],
 ) -> str:
     if not groups:
-        return "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on"
+        return SWITCH_IOMMU_ON
     if unfinished:
         return "virtpass recover"
     if not hook.works:

@@ -1,11 +1,11 @@
 """Whatever a crash left half done comes back to the host."""
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from virtpass.binding import engine
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
+from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.system.errors import VirtpassError, one_line
 from virtpass.system.host import Host
@@ -52,16 +52,13 @@ def recover(
     active = ask_active()
     if dry_run:
         return [_recover(host, uuid, active, dry_run=True) for uuid in journals(host)]
-    lock = engine.lock(host)
-    try:
+    with locked(host):
         return [
             _recover(host, uuid, active, dry_run=False)
             if known.get(uuid) == _version(host, uuid)
             else Recovery(uuid, "", "running", (), ())
             for uuid in journals(host)
         ]
-    finally:
-        os.close(lock)
 
 
 def _version(host: Host, uuid: str) -> tuple[int, int] | None:

@@ -119,14 +119,13 @@ def _read(host: Host, address: PciAddress, identity: Identity | None = None) -> 
     fields = dict(
         line.split("=", 1) for line in (host.read(f"{path}/uevent") or "").splitlines() if "=" in line
     )
-    config = host.read_bytes(f"{path}/config", sysfs.HEADER_BYTES) or b""
     physical = sysfs.parsed([host.link_name(f"{path}/physfn") or ""])
     class_code = _hex(fields.get("PCI_CLASS", ""))
     return Device(
         address=address,
         identity=identity or _identity(fields),
         class_code=class_code,
-        header_type=config[0x0E] & 0x7F if len(config) > 0x0E else None,
+        header_type=sysfs.header_type(host, address),
         driver=fields.get("DRIVER"),
         group=sysfs.group(host, address),
         physical_function=physical[0] if physical else None,

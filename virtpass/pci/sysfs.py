@@ -11,7 +11,7 @@ from virtpass.system.host import Host
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 GROUPS = "/sys/kernel/iommu_groups"
-HEADER_BYTES = 64
+_HEADER_BYTES = 64
 NO_ANSWER = 0x7F
 
 # Drivers that leave the DMA of their device to whoever owns the group (driver_managed_dma in the kernel's
@@ -68,7 +68,7 @@ def header_type(host: Host, address: PciAddress) -> int | None:
 
     A device that does not answer any more reads as 0x7f.
     """
-    config = host.read_bytes(device_path(address) + "/config", HEADER_BYTES) or b""
+    config = host.read_bytes(device_path(address) + "/config", _HEADER_BYTES) or b""
     return config[0x0E] & 0x7F if len(config) > 0x0E else None
 
 

@@ -1,0 +1,22 @@
+"""The lock of those who move devices, for as long as a block of code lasts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from virtpass.binding import engine
+from virtpass.system.host import Host
+
+
+@contextmanager
+def locked(host: Host) -> Iterator[None]:
+    """Keep hooks and other commands from moving devices meanwhile.
+
+    Raises:
+        FailedError: somebody else kept the lock for too long.
+    """
+    lock = engine.lock(host)
+    try:
+        yield
+    finally:
+        os.close(lock)
