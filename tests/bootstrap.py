@@ -43,8 +43,6 @@ GROUPS: dict[str, dict[str, str]] = {
         "debian-archive-keyring": "verifies the packages of the machine's image",
         "e2fsprogs": "makes the image's file system without root",
         "mmdebstrap": "makes the machine's Debian image",
-        "qemu-system-x86": "emulates the machine, with its IOMMU",
-        "qemu-utils": "makes overlays, so that the image stays as it was",
     },
 }
 

@@ -14,7 +14,6 @@ from .disk import Image
 from .progress import say
 from .topology import MIXED, Flavour
 
-QEMU = "qemu-system-x86_64"
 PROBE_SECONDS = 15.0
 NESTED = (Path("/sys/module/kvm_amd/parameters/nested"), Path("/sys/module/kvm_intel/parameters/nested"))
 
@@ -67,11 +66,23 @@ def _kvm_works(image: Image) -> bool:
     """
     with tempfile.TemporaryDirectory(prefix="lab-") as folder:
         log = Path(folder, "console")
-        argv = [QEMU, "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512", "-nodefaults"]
+        argv = [
+            *image.emulator.qemu,
+            "-M",
+            "q35",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-m",
+            "512",
+            "-nodefaults",
+        ]
         argv += ["-display", "none", "-serial", f"file:{log}"]
         argv += ["-kernel", str(image.kernel), "-append", "console=ttyS0"]
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
+        environment = image.emulator.environment
+        process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
         try:
             deadline = time.monotonic() + PROBE_SECONDS
             while time.monotonic() < deadline and process.poll() is None:

@@ -9,7 +9,6 @@ of the project. It reads one JSON object per line and answers each with one line
     {"id": 3, "do": "put", "path": ..., "data": BASE64, "mode": 420}  -> {"id": 3}
     {"id": 4, "do": "get", "path": ...}                       -> {"id": 4, "data": BASE64}
     {"id": 5, "do": "pci"}                                    -> {"id": 5, "devices": [...]}
-    {"id": 6, "do": "hold_kvm"}                               -> {"id": 6}
 
 A request that cannot be carried out is answered with {"id": N, "error": TEXT}. Each start of the agent is
 announced with {"hello": BOOT_ID}, so that the outside notices a reboot.
@@ -18,7 +17,6 @@ announced with {"hello": BOOT_ID}, so that the outside notices a reboot.
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import signal
@@ -32,8 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
-# From linux/kvm.h.
-KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
 # A killed child that hangs in the kernel is not waited for any longer than this.
 GRACE_AFTER_KILL = 5.0
 
@@ -80,7 +76,6 @@ class Agent:
         """Answer on `port`."""
         self._port = port
         self._jobs: dict[int, subprocess.Popen[bytes]] = {}
-        self._kvm: list[int] = []
 
     def serve(self) -> None:
         """Announce this boot, then answer for ever."""
@@ -100,7 +95,6 @@ class Agent:
             "put": _put,
             "get": _get,
             "pci": _pci,
-            "hold_kvm": self._hold_kvm,
         }
         try:
             answer = actions[request["do"]](request)
@@ -141,21 +135,6 @@ class Agent:
                 "stderr": _content(err),
                 "timed_out": timed_out,
             }
-
-    def _hold_kvm(self, _request: dict[str, Any]) -> dict[str, Any]:
-        """Keep a virtual machine with one idle processor for ever, if there is KVM.
-
-        KVM patches its own code whenever the last processor without an enabled APIC goes, or the first one
-        comes: at each start of a guest. Under QEMU's multi-threaded TCG the processor that runs another guest
-        may still execute the breakpoint of that patch when it is over, and the kernel dies ("Oops: int3").
-        With a processor that never enables its APIC nothing is ever patched.
-        """
-        if not self._kvm and os.path.exists("/dev/kvm"):
-            kvm = os.open("/dev/kvm", os.O_RDWR)
-            machine = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
-            fcntl.ioctl(machine, KVM_CREATE_IRQCHIP, 0)
-            self._kvm = [kvm, machine, fcntl.ioctl(machine, KVM_CREATE_VCPU, 0)]
-        return {}
 
     def _signal(self, request: dict[str, Any]) -> dict[str, Any]:
         job = self._jobs.get(request["job"])

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from . import image, topology
+from .debian import BuildError
 from .guest import Guest, draws
 from .machine import Machine, MachineLost, Result
 from .picture import Picture
@@ -94,7 +95,7 @@ def main() -> int:
                 play(demo)
             except AssertionError as error:
                 demo.expect(False, str(error))
-    except (image.ImageError, MachineLost) as error:
+    except (BuildError, MachineLost) as error:
         say(str(error))
         return 1
     page = OUTPUT / "index.html"

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .emulator import Emulator
+
 
 @dataclass(frozen=True)
 class Image:
     """A root file system with the kernel and the initial RAM file system that boot it directly."""
 
     folder: Path
+    # What runs it.
+    emulator: Emulator
 
     @property
     def disk(self) -> Path:

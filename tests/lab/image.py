@@ -21,14 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import overlay
+from . import debian, emulator, overlay
 from .disk import Image
 from .machine import Machine
 from .progress import say
 
 TAR = "files.tar"
 HOOK = Path(__file__).parent / "image_hook.sh"
-BUILD_TIMEOUT = 1800
 PACKAGES = (
     "apparmor",
     "busybox-static",
@@ -56,10 +55,6 @@ PACKAGES = (
     "udev",
     "zstd",
 )
-
-
-class ImageError(Exception):
-    """The image cannot be built; the text says why and names the log."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +97,27 @@ def cache() -> Path:
 
 
 def ready(recipe: Recipe | None = None, rebuild: bool = False) -> Image:
-    """Return the image of `recipe`, building it if the cache does not hold it. Raises ImageError."""
+    """Return the image of `recipe`, building it if the cache does not hold it. Raises BuildError."""
     recipe = recipe or Recipe()
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / recipe.key()
     with _lock(folder):
+        qemu = emulator.unpack(folder)
         if final.exists() and not rebuild:
-            return Image(final)
+            return Image(final, qemu)
         for leftover in folder.glob(".building-*"):
             shutil.rmtree(leftover)
         building = folder / f".building-{recipe.key()}"
         building.mkdir()
         say(f"building the image {final.name} in {folder}; two to three minutes, once")
         _build(recipe, building, folder / f"{recipe.name}.log")
-        _settle(Image(building))
+        _settle(Image(building, qemu))
         for old in folder.glob(f"{recipe.name}-*"):
             shutil.rmtree(old)
         building.rename(final)
         say("the image is ready")
-    return Image(final)
+    return Image(final, qemu)
 
 
 @contextmanager
@@ -137,12 +133,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _build(recipe: Recipe, folder: Path, log: Path) -> None:
-    """Write disk, kernel and initial RAM file system into `folder`. Raises ImageError."""
-    if shutil.which("mmdebstrap") is None:
-        raise ImageError(
-            "mmdebstrap is missing: apt-get install mmdebstrap e2fsprogs qemu-system-x86 qemu-utils"
-        )
-    mode = "root" if os.geteuid() == 0 else "unshare"
+    """Write disk, kernel and initial RAM file system into `folder`. Raises BuildError."""
     # A normal user's name space cannot enter the cache folder, but it can enter this one.
     with tempfile.TemporaryDirectory(prefix="lab-", dir="/var/tmp") as scratch:
         out = Path(scratch, "out")
@@ -152,26 +143,11 @@ def _build(recipe: Recipe, folder: Path, log: Path) -> None:
         Path(scratch, TAR).write_bytes(recipe.files)
         shutil.copy(HOOK, scratch)
         say(f"installing Debian {recipe.suite} (usually one minute); log: {log}")
-        argv = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--format=null"]
-        argv += [
-            f"--include={','.join(recipe.packages)}",
-            *recipe.hooks(Path(scratch), out),
-            recipe.suite,
-            "-",
-            _mirror(),
-        ]
-        with log.open("w") as file:
-            environment = {**os.environ, "TMPDIR": "/var/tmp", "LC_ALL": "C.UTF-8"}
-            try:
-                subprocess.run(
-                    argv, stdout=file, stderr=file, env=environment, timeout=BUILD_TIMEOUT, check=True
-                )
-            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-                tail = "\n".join(log.read_text().splitlines()[-20:])
-                raise ImageError(f"mmdebstrap failed, see {log}\n{tail}") from error
+        options = ["--variant=minbase", "--format=null", f"--include={','.join(recipe.packages)}"]
+        debian.mmdebstrap([*options, *recipe.hooks(Path(scratch), out)], recipe.suite, "-", log)
         say("copying it into the cache")
         copy = ["cp", "--sparse=always", *map(str, sorted(out.iterdir())), str(folder)]
-        subprocess.run(copy, timeout=BUILD_TIMEOUT, check=True)
+        subprocess.run(copy, timeout=debian.BUILD_TIMEOUT, check=True)
 
 
 def _settle(image: Image) -> None:
@@ -186,28 +162,13 @@ def _settle(image: Image) -> None:
         machine.power_off()
 
 
-def _mirror() -> str:
-    """Return the address of the Debian archive that this system installs from.
-
-    $VIRTPASS_LAB_MIRROR names one where the system is not a Debian. Raises ImageError.
-    """
-    if mirror := os.environ.get("VIRTPASS_LAB_MIRROR"):
-        return mirror
-    argv = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
-    lines = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout.splitlines()
-    mirrors = [line.split()[1] for line in lines if line.startswith("Debian ")]
-    if not mirrors:
-        raise ImageError("apt knows no Debian archive (run apt-get update, or set VIRTPASS_LAB_MIRROR)")
-    return mirrors[0]
-
-
 def main() -> int:
     """Build the image if need be, print its folder, return the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab.image", description="Build the lab's image.")
     parser.add_argument("--rebuild", action="store_true", help="build even if the cache holds it")
     try:
         image = ready(rebuild=parser.parse_args().rebuild)
-    except ImageError as error:
+    except debian.BuildError as error:
         say(str(error))
         return 1
     sys.stdout.write(f"{image.folder}\n")

@@ -19,14 +19,11 @@ from . import accelerator, topology
 from .channel import Channel, ChannelError, ChannelTimeout
 from .disk import Image
 from .picture import Picture
-from .progress import say
 from .qmp import Qmp
 
 START_TIMEOUT = 420.0
 # What the agent's answer may take beyond the time that the command itself is given.
 ANSWER_MARGIN = 60.0
-# How the kernel dies when one processor executes code that another is changing; see hold_kvm in agent.py.
-RACE = "Oops: int3"
 # The last drivers may still be loading when libvirt answers.
 SETTLE = ["udevadm", "settle", "--timeout=120"]
 LIBVIRT = ["virsh", "-c", "qemu:///system", "list", "--all"]
@@ -184,38 +181,30 @@ class Machine:
 
     def start(self) -> None:
         """Start QEMU and wait until the agent and libvirt answer. Raises MachineLost."""
+        emulator = self._image.emulator
         disk, disk_format = self._image.disk, "raw"
         if not self._writable:
             disk, disk_format = self._folder / "disk.qcow2", "qcow2"
-            create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw"]
+            create = [*emulator.qemu_img, "create", "-q", "-f", "qcow2", "-F", "raw"]
             create += ["-b", str(self._image.disk), str(disk)]
-            subprocess.run(create, check=True, timeout=60)
+            subprocess.run(create, check=True, timeout=60, env=emulator.environment)
         nvme = self._folder / "nvme.raw"
         nvme.touch()
         os.truncate(nvme, 64 << 20)
         log = (self._folder / "qemu.log").open("ab")
         with log:
             argv = self._argv(disk, disk_format, nvme)
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=emulator.environment
+            )
         self._qmp = Qmp(self._connect("qmp"))
         self._channel = Channel(self._connect("agent"))
         self.wait_ready()
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until the agent has announced itself and libvirt answers. Raises MachineLost."""
-        for further_boots in (2, 1, 0):
-            try:
-                self._wait_ready(time.monotonic() + timeout)
-                return
-            except MachineLost:
-                if not further_boots or RACE not in self._console_of_this_boot():
-                    raise
-            say("the kernel has died of a race in QEMU's TCG; booting again")
-            self._begin_boot()
-            self.qmp("system_reset")
-
-    def _wait_ready(self, deadline: float) -> None:
         channel = self._alive()
+        deadline = time.monotonic() + timeout
         try:
             # In small steps, to notice early that QEMU is gone or the kernel has panicked.
             while not channel.wait_for_boot(2):
@@ -225,7 +214,6 @@ class Machine:
         except ChannelError as error:
             raise self._lost(str(error)) from error
         self.run(SETTLE, timeout=150).check()
-        self.request("hold_kvm")
         while (result := self.run(LIBVIRT)).status != 0:
             if time.monotonic() > deadline:
                 raise self._lost(f"libvirt does not come up: {result}")
@@ -245,9 +233,9 @@ class Machine:
 
     def power_off(self, timeout: float = 120) -> None:
         """Power off in an orderly way, and wait for the end of QEMU. Raises MachineLost."""
-        self._alive()
+        # Nobody waits for the answer, which the end may overtake.
+        self.begin(["systemctl", "poweroff", "--no-block"])
         assert self._process is not None
-        self.run(["systemctl", "poweroff", "--no-block"]).check()
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -424,7 +412,8 @@ class Machine:
             console_log=str(self._folder / "console.log"),
         )
         # The kernel ends QEMU when this process dies without a word, so that no machine is left behind.
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", accelerator.QEMU, "-M", "q35,kernel-irqchip=split"]
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *self._image.emulator.qemu]
+        argv += ["-M", "q35,kernel-irqchip=split"]
         argv += self._accelerator.arguments
         argv += ["-m", str(self._memory), "-smp", str(self._processors)]
         argv += ["-qmp", f"unix:{self._folder}/qmp,server=on,wait=off"]

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from . import image, topology
+from .debian import BuildError
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
 
@@ -39,7 +40,7 @@ def main() -> int:
             if options.command:
                 return execute(machine, options.command)
             return interact(machine)
-    except (image.ImageError, MachineLost) as error:
+    except (BuildError, MachineLost) as error:
         say(str(error))
         return 1
 
