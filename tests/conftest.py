@@ -12,6 +12,11 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let expected plans be written anew."""
+    parser.addoption("--golden", action="store_true", help="write the golden files of tests/host anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the lab last: whatever a fast test finds shows minutes earlier."""
     items.sort(key=lambda item: item.get_closest_marker("lab") is not None)

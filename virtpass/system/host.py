@@ -209,7 +209,7 @@ class Host:
         descriptor = os.open(self.root or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         walked = ""
         try:
-            for name in path.strip("/").split("/"):
+            for name in filter(None, path.split("/")):
                 walked += "/" + name
                 descriptor, parent = self._step(descriptor, name, walked, create), descriptor
                 os.close(parent)

@@ -1,0 +1,155 @@
+"""Programs of the distribution, run with a deadline and their output kept."""
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import cache
+
+from virtpass.system.host import Host
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# In the environment of every program that `run_command` starts, and of all that these start.
+_MARK = "VIRTPASS_COMMAND"
+# Enough to see why a program failed.
+_TAIL = 16384
+_GRACE = 10.0
+_PAUSE = 0.05
+_UMASK = 0o022
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+        status: its exit status; None when it was ended because it took too long, 127 when it is not there.
+        output: the end of what it wrote to its standard output and error.
+    """
+
+    status: int | None
+    output: str
+
+
+@cache
+def mark() -> str:
+    """Return what tells the programs started by this process from those of any other."""
+    return os.urandom(16).hex()
+
+
+def run_command(host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
+    """Run a program on the host, in a change of root where the host's files lie below a directory.
+
+    Args:
+        host: where it runs.
+        argv: the program, looked up on the usual path, and its arguments.
+        deadline: seconds after which it is ended with all that it has started.
+    """
+    # A file, not a pipe: what the program leaves running may keep its output open for ever. In memory: there
+    # may be no other place to write to.
+    with open(os.memfd_create("output"), "w+b") as output:
+        try:
+            child = subprocess.Popen(
+                _rooted(host, argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**_environment(), _MARK: mark()},
+                cwd="/",
+                start_new_session=True,
+                umask=_UMASK,
+            )
+        except OSError as error:
+            return Outcome(127, f"{argv[0]}: {error.strerror}")
+        try:
+            status: int | None = child.wait(deadline)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if child.returncode is None:
+                _end(child)
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - _TAIL))
+        return Outcome(status, output.read().decode("utf-8", "replace").strip())
+
+
+def output_of(host: Host, argv: tuple[str, ...], deadline: float, limit: int = 16 << 20) -> str | None:
+    """Return what a program prints to its standard output; None when it fails or prints too much."""
+    try:
+        done = subprocess.run(
+            _rooted(host, argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            cwd="/",
+            timeout=deadline,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0 or len(done.stdout) > limit:
+        return None
+    return done.stdout.decode("utf-8", "replace")
+
+
+def end_marked(text: str) -> bool:
+    """End the programs that a process started which is gone, and tell whether there were any.
+
+    Args:
+        text: what `mark` returned in that process.
+    """
+    found = _marked(text)
+    was_there = bool(found)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in found:
+            _send(process, number)
+        end = time.monotonic() + _GRACE
+        while (found := _marked(text)) and time.monotonic() < end:
+            time.sleep(_PAUSE)
+    return was_there
+
+
+def _marked(text: str) -> list[int]:
+    entry = f"{_MARK}={text}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                if entry in file.read().split(b"\0"):
+                    found.append(int(name))
+        except OSError:
+            continue  # gone meanwhile, or another user's
+    return found
+
+
+def _send(process: int, number: signal.Signals) -> None:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        pass
+
+
+def _rooted(host: Host, argv: tuple[str, ...]) -> list[str]:
+    return ["chroot", host.root, *argv] if host.root else list(argv)
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a program and whatever belongs to its process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            child.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+    # A process that does not even die of SIGKILL waits in the kernel; it ends when that lets it go.
