@@ -33,7 +33,7 @@ test: packages environment deb image  ## Run all tests: the fast ones, then the 
 	$(PYTEST) tests
 
 test-fast: packages environment  ## Run the tests that need no virtual machine
-	$(PYTEST) -m 'not lab' tests
+	$(PYTEST) -m 'not lab and not slow' tests
 
 lab: packages environment deb image  ## Run the tests on a virtual machine with a real kernel, IOMMU and libvirt
 	$(PYTEST) -m lab tests/lab

@@ -111,7 +111,11 @@ class SimulatedHost(Host):
         ):
             self.put(f"{real}/{name}", f"0x{value:04x}\n")
         self.put(f"{real}/class", f"0x{class_code:06x}\n")
-        self.put(f"{real}/modalias", f"pci:v{ids[0]:08X}d{ids[1]:08X}\n")
+        self.put(
+            f"{real}/modalias",
+            f"pci:v{ids[0]:08X}d{ids[1]:08X}sv{ids[2]:08X}sd{ids[3]:08X}"
+            f"bc{class_code >> 16:02X}sc{class_code >> 8 & 0xFF:02X}i{class_code & 0xFF:02X}\n",
+        )
         self.put(f"{real}/driver_override", "(null)\n")
         self.put(f"{real}/native", native or "")
         self.link(f"/sys/bus/pci/devices/{address}", real)

@@ -268,7 +268,7 @@ def test_a_module_that_was_unloaded_meanwhile_is_loaded_again(host: SimulatedHos
     for attribute in ("bind", "unbind"):
         os.unlink(host.path(f"/sys/bus/pci/drivers/e1000e/{attribute}"))
     os.rmdir(host.path("/sys/bus/pci/drivers/e1000e"))
-    host.modules["pci:v00008086d000010D3"] = "e1000e"
+    host.modules[host.read(f"/sys/bus/pci/devices/{NIC}/modalias") or ""] = "e1000e"
     assert give_back(host) == []
     assert drivers(host, NIC) == ["e1000e"]
 

@@ -84,6 +84,21 @@ def test_without_iommu(host: SimulatedHost, capfd: Captured) -> None:
     assert "no IOMMU is active" in refused(host, capfd, domain_xml(NIC))
 
 
+def test_a_boot_that_was_chosen_as_the_way_back_lends_nothing(host: SimulatedHost, capfd: Captured) -> None:
+    host.put("/proc/cmdline", "root=/dev/vda1 ro virtpass=off\n")
+    assert "this boot keeps all devices with the host (virtpass=off)" in refused(
+        host, capfd, domain_xml(CARD, AUDIO)
+    )
+
+
+def test_what_was_lent_before_comes_back_in_such_a_boot_too(host: SimulatedHost) -> None:
+    before = host.state()
+    assert run(host, "prepare", domain_xml(CARD, AUDIO)) == 0
+    host.put("/proc/cmdline", "virtpass=off\n")
+    assert run(host, "release", domain_xml(CARD, AUDIO)) == 0
+    assert host.state() == before
+
+
 def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured) -> None:
     metadata = (
         "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:device address='0000:02:00.0' "

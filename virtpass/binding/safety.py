@@ -139,6 +139,20 @@ def refuse_other_device(host: Host, address: PciAddress, recorded: Identity) -> 
         )
 
 
+def refuse_switched_off(host: Host) -> None:
+    """Refuse every device in a boot that was chosen as the way back.
+
+    Raises:
+        RefusedError: the kernel was started with ``virtpass=off``.
+    """
+    if "virtpass=off" in (host.read("/proc/cmdline") or "").split():
+        raise RefusedError(
+            "switched-off",
+            "this boot keeps all devices with the host (virtpass=off)",
+            "reboot into the usual entry of the boot menu",
+        )
+
+
 def refuse_lent(host: Host, addresses: list[PciAddress], borrower: str) -> None:
     """Refuse devices that another domain has borrowed.
 

@@ -107,6 +107,7 @@ def _prepare(host: Host, request: Request) -> str:
     if left := read_journal(host, request.uuid):
         # A hook that was killed, or a stop that could not give everything back.
         _finish(host, left)
+    safety.refuse_switched_off(host)
     safety.refuse_lent(host, request.devices, request.uuid)
     for address in request.devices:
         safety.refuse_unassignable(host, address)

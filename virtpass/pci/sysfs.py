@@ -138,7 +138,13 @@ def virtual_functions(host: Host, address: PciAddress) -> int:
 
 
 def interrupts_are_safe(host: Host) -> bool:
-    """Tell whether VFIO finds interrupts remapped, or was told to go without.
+    """Tell whether VFIO finds interrupts remapped, or was told to go without."""
+    allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
+    return allowed == "Y" or interrupts_are_remapped(host)
+
+
+def interrupts_are_remapped(host: Host) -> bool:
+    """Tell whether a device can only send interrupts of its own.
 
     On x86 the names of remapped interrupt chips begin with ``IR-`` (Intel and AMD), and that of the I/O APIC
     is plain when they are not. Elsewhere the interrupt controller itself keeps devices apart.
@@ -149,5 +155,4 @@ def interrupts_are_safe(host: Host) -> bool:
         if name.startswith("IR-"):
             return True
         is_plain = is_plain or name == "IO-APIC"
-    allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")
-    return not is_plain or allowed == "Y"
+    return not is_plain

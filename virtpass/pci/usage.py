@@ -42,7 +42,7 @@ def _storage(host: Host) -> list[tuple[PciAddress, str]]:
             continue
         # btrfs shows a made-up device number; its source then names a real one.
         name = host.link_name(f"/sys/dev/block/{fields[2]}") or _device_name(host, source[1])
-        used.append((name, f"holds the file system {_unescaped(fields[4])}"))
+        used.append((name, f"holds the file system {unescaped(fields[4])}"))
     for line in (host.read("/proc/swaps") or "").splitlines()[1:]:
         used.append((_device_name(host, line.split(" ")[0]), "holds swap"))
     # Whatever is made of disks in the kernel (LUKS, LVM, md) shows at those disks as a holder.
@@ -76,7 +76,7 @@ def _device_name(host: Host, source: str) -> str | None:
     return (host.link_name(f"/sys/dev/block/{number}") if number else None) or source.rpartition("/")[2]
 
 
-def _unescaped(path: str) -> str:
+def unescaped(path: str) -> str:
     """Undo the octal escapes of mountinfo; they are there for blanks, tabs, line breaks and backslashes."""
     for code in (" ", "\t", "\n"):
         path = path.replace(f"\\{ord(code):03o}", code)

@@ -1,0 +1,106 @@
+"""Every host of the matrix, cut off at every write, rename, fsync and command of apply and of revert."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.host.rows import Programs, Row
+from tests.host.test_rows import APPLIED, images_are_lists, ready, tree, wishes
+from tests.transaction.faults import Faults, Killed, install
+from virtpass.host.prepare import HostPlan
+from virtpass.operations import host_preparation
+from virtpass.system.commands import Outcome
+from virtpass.system.errors import VirtpassError
+from virtpass.system.host import Host
+
+__all__ = ["images_are_lists"]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.usefixtures("images_are_lists")]
+
+DEATHS = ("before", "within", "after")
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    return install(monkeypatch)
+
+
+class CutOff:
+    """Runs the programs of a row, each as one effect that may fail or be the last one."""
+
+    def __init__(self, faults: Faults, row: Row) -> None:
+        self._faults = faults
+        self._programs = Programs(row.programs)
+
+    def __call__(self, host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
+        def run() -> Outcome:
+            with self._faults.paused():
+                return self._programs(host, argv, deadline)
+
+        try:
+            done: Outcome = self._faults.do("command", run, lambda: None)
+        except OSError:
+            return Outcome(1, "it does not work")
+        return done
+
+
+def planned(host: Host, row: Row, operation: str) -> HostPlan:
+    """Plan what is wished of a row, or how to take it back."""
+    if operation == "apply":
+        return host_preparation.plan(host, wishes(row, host))
+    undo = host_preparation.plan_undo(host)
+    assert undo is not None
+    return undo
+
+
+def cut_offs(effects: int) -> Sequence[tuple[int, str]]:
+    """Return each effect with an error, and with a death before, within and after in turn."""
+    return [one for at in range(1, effects + 1) for one in ((at, "EIO"), (at, DEATHS[at % len(DEATHS)]))]
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of small files are made here."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="virtpass-", dir=folder) as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("operation", ["apply", "revert"])
+@pytest.mark.parametrize("row", APPLIED, ids=lambda row: row.name)
+def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults) -> None:
+    start, root = memory / "start", memory / "root"
+    host = Host(str(root))
+    ready(row, root)
+    programs = CutOff(faults, row)
+    if operation == "revert":
+        host_preparation.apply(host, planned(host, row, "apply"), run=programs)
+    before = tree(root)
+    shutil.copytree(root, start, symlinks=True)
+    plan = planned(host, row, operation)
+    with faults.armed():
+        host_preparation.apply(host, plan, run=programs)
+    after = tree(root)
+    assert faults.count > 10
+    now = after
+    for at, kind in cut_offs(faults.count):
+        if now != before:
+            shutil.rmtree(root)
+            shutil.copytree(start, root, symlinks=True)
+        with faults.armed(at, kind):
+            try:
+                host_preparation.apply(host, plan, run=programs)
+            except (VirtpassError, Killed):
+                pass
+        host_preparation.recover(host, run=Programs(row.programs))
+        now = tree(root)
+        assert now in (before, after), f"{kind} at effect {at} ({faults.names[-1]})"
+        assert host_preparation.pending(host) == []

@@ -1,0 +1,66 @@
+"""What every module for a generator of an initramfs speaks in."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from virtpass.host.boot import Note
+from virtpass.host.early import EarlyPlan
+from virtpass.host.edits import Edit
+from virtpass.host.facts import HostFacts
+from virtpass.transaction.plan import Command
+
+# Debian's kernels take less than a minute on a usual machine; dracut on a slow one takes minutes for each.
+REBUILD_DEADLINE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class InitramfsPlan:
+    """How early binding gets into the initramfs.
+
+    Attributes:
+        edits: what is wanted in files.
+        commands: what is run then; it rebuilds the image of every installed kernel.
+        notes: what the user should know.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    commands: tuple[Command, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One initramfs.
+
+    Attributes:
+        path: the file; a unified kernel image has it inside.
+        kernel: version of the kernel that it is for.
+    """
+
+    path: str
+    kernel: str
+
+
+class Generator(Protocol):
+    """One generator of an initramfs. Implementations have no state."""
+
+    name: str
+    title: str
+    # Whether scripts of ours can run in it: without, devices are bound by id only.
+    runs_scripts: bool
+
+    def evidence(self, facts: HostFacts) -> str:
+        """Return why this generator seems to be the host's; empty when nothing speaks for it."""
+
+    def plan(self, facts: HostFacts, early: EarlyPlan) -> InitramfsPlan:
+        """Plan how the files and modules of early binding get into every image.
+
+        Raises:
+            RefusedError: it cannot be done safely; nothing has changed.
+        """
+
+    def images(self, facts: HostFacts) -> list[Image]:
+        """Return the images of the installed kernels."""
+
+    def content(self, facts: HostFacts, image: Image) -> frozenset[str] | None:
+        """Return the paths in an image, without a slash before them; None when they cannot be listed."""

@@ -1,0 +1,219 @@
+"""Boot loader entries of type #1 (the boot loader specification, UAPI.1): one small file for each entry.
+
+Shared by all loaders that read them. `virtpass.host.forms.EntryOptions` edits such a file; here it is read.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from virtpass.host import tokens
+from virtpass.host.forms import OwnFile, entry_options
+from virtpass.system.errors import RefusedError
+from virtpass.system.host import Host
+
+SUFFIX = ".conf"
+_MAX_SIZE = 1 << 20
+# Tries left and tries done, which boot counting keeps in the name of the file.
+_COUNTER = re.compile(r"\+\d+(?:-\d+)?$")
+_LINE = re.compile(r"[ \t]*(?P<key>[^\s#][^ \t]*)[ \t]+(?P<value>.*?)[ \t\r]*", re.DOTALL)
+_SEGMENTS = re.compile(r"\d+|[A-Za-z]+|~|\^")
+
+
+@dataclass(frozen=True, slots=True)
+class BlsEntry:
+    """One file of a boot loader entry.
+
+    Attributes:
+        path: where it is.
+        content: all of it.
+    """
+
+    path: str
+    content: bytes
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        """The keys with their values, in the order of the file; comments are not among them."""
+        lines = self.content.decode("utf-8", "surrogateescape").split("\n")
+        return tuple((found["key"], found["value"]) for line in lines if (found := _LINE.fullmatch(line)))
+
+    def value(self, key: str) -> str:
+        """Return the value of a key, that of its last line; empty when it has none."""
+        return next((value for name, value in reversed(self.fields) if name == key), "")
+
+    def values(self, key: str) -> tuple[str, ...]:
+        """Return the values of a key that may stand on several lines, such as ``initrd``."""
+        return tuple(value for name, value in self.fields if name == key)
+
+    @property
+    def name(self) -> str:
+        """The name of the file without its ending: what GRUB calls the entry."""
+        return self.path.rpartition("/")[2].removesuffix(SUFFIX)
+
+    @property
+    def identifier(self) -> str:
+        """The name of the file without the counter of boots: what systemd-boot calls the entry."""
+        return _COUNTER.sub("", self.name) + SUFFIX
+
+    @property
+    def title(self) -> str:
+        """What the menu shows; a loader makes something up of the version when there is no title."""
+        return self.value("title") or self.value("version") or self.name
+
+    @property
+    def is_linux(self) -> bool:
+        """Whether it starts a Linux kernel; others start an EFI program."""
+        return bool(self.value("linux"))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The kernel arguments of all ``options`` lines as tokens, variables not replaced."""
+        return entry_options(self.content)
+
+
+def parse_entry(content: bytes, path: str) -> BlsEntry:
+    """Return the entry in a file; every content is an entry, though perhaps one that starts nothing."""
+    return BlsEntry(path, content)
+
+
+def list_entries(host: Host, directory: str) -> list[BlsEntry]:
+    """Return the entries in a directory such as /boot/loader/entries, by the name of their files."""
+    found = []
+    for name in host.names(directory):
+        path = f"{directory}/{name}"
+        if name.endswith(SUFFIX) and (content := host.read_bytes(path, _MAX_SIZE)) is not None:
+            found.append(BlsEntry(path, content))
+    return found
+
+
+def with_values(entry: BlsEntry, values: Mapping[str, str | None]) -> OwnFile:
+    """Return the file of another entry that is like this one but for some keys.
+
+    Args:
+        entry: the entry to begin with; its comments are left out.
+        values: the new value of each key, which takes the place of its first line; None drops the key.
+
+    Raises:
+        RefusedError: the entry holds something that is not UTF-8.
+    """
+    left = dict(values)
+    lines = []
+    for key, old in entry.fields:
+        if key not in values:
+            lines.append(f"{key} {old}")
+        elif (new := left.pop(key, None)) is not None:
+            lines.append(f"{key} {new}")
+    lines += [f"{key} {value}" for key, value in left.items() if value is not None]
+    text = "\n".join(lines) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(
+            "entry-encoding",
+            f"{entry.path} is not in UTF-8, so no other entry can be made of it",
+            "write it in UTF-8",
+        ) from error
+    return OwnFile(text)
+
+
+def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry]) -> str:
+    """Return the name, without ending, of an entry that GRUB and systemd-boot list after all others.
+
+    GRUB sorts by file name, as RPM does by name, version and release: version 0 is what the rescue entries
+    of Fedora have, too. systemd-boot sorts by name where there are no sort keys.
+
+    Args:
+        entry: the entry that it is made after.
+        word: what tells it from others, such as "virtpass".
+        others: the entries that shall stay before it.
+
+    Raises:
+        RefusedError: no such name was found, so the new entry could become the default.
+    """
+    # The kernel stands at the end of the version that openSUSE writes, after the number of a snapshot.
+    kernel = entry.value("version").rpartition("@")[2]
+    name = _COUNTER.sub("", entry.name)
+    head, found, _ = name.partition(kernel) if kernel else ("", "", "")
+    candidates = [*([f"{head}0-{word}"] if found else []), f"{name}~{word}"]
+    lowest = min((_rpm_key(other.name) for other in others), default=None)
+    for candidate in candidates:
+        if lowest is None or _rpm_key(candidate) < lowest:
+            return candidate
+    raise RefusedError(
+        "entry-order", f"an entry made after {entry.path} could come before the others and become the default"
+    )
+
+
+def in_menu_order(entries: Iterable[BlsEntry]) -> list[BlsEntry]:
+    """Return entries as GRUB lists them: the newest first, by the names of their files."""
+    return sorted(entries, key=lambda entry: _rpm_key(entry.name), reverse=True)
+
+
+def _rpm_key(name: str) -> tuple[Any, Any, Any]:
+    """Return what GRUB compares of a name: NAME-VERSION-RELEASE, where missing parts are empty."""
+    parts = name.rsplit("-", 2)
+    package, version, release = [*parts, "", ""][:3]
+    return version_key(package), version_key(version), version_key(release)
+
+
+def is_of_root(options: Iterable[str], running: Iterable[str]) -> bool:
+    """Tell whether kernel arguments start the root file system that runs.
+
+    Args:
+        options: the kernel arguments of an entry.
+        running: those of the running kernel; when they name no root, all entries count.
+    """
+    here = _root(running)
+    return not here or _root(options) == here
+
+
+def _root(options: Iterable[str]) -> tuple[str, ...]:
+    """Return what names a root file system: the last root=, and the subvolume of Btrfs."""
+    root = subvolume = ""
+    for token in options:
+        if tokens.key(token) == "root":
+            root = token.partition("=")[2]
+        elif tokens.key(token) == "rootflags":
+            flags = token.partition("=")[2].split(",")
+            subvolume = next((flag for flag in flags if flag.startswith(("subvol=", "subvolid="))), "")
+    return (root, subvolume) if root else ()
+
+
+def newest(entries: Iterable[BlsEntry]) -> BlsEntry | None:
+    """Return the entry of the newest kernel, by its version, then by its file; None without entries."""
+    return max(
+        entries,
+        key=lambda entry: (version_key(entry.value("version")), version_key(entry.name)),
+        default=None,
+    )
+
+
+def compare_versions(first: str, second: str) -> int:
+    """Compare two versions as RPM, GRUB and systemd-boot do; return less than, equal to or more than 0.
+
+    Runs of digits count as numbers, and are newer than runs of letters; ``~`` is older than the end, ``^``
+    newer than it but older than anything else.
+    """
+    one, other = _SEGMENTS.findall(first), _SEGMENTS.findall(second)
+    for left, right in zip(one, other, strict=False):
+        if left == right or (left.isdigit() and right.isdigit() and int(left) == int(right)):
+            continue
+        return _rank(left) - _rank(right) or (1 if _rank_within(left) > _rank_within(right) else -1)
+    if len(one) == len(other):
+        return 0
+    longer, sign = (one, 1) if len(one) > len(other) else (other, -1)
+    return -sign if longer[min(len(one), len(other))] == "~" else sign
+
+
+version_key = functools.cmp_to_key(compare_versions)
+
+
+def _rank(segment: str) -> int:
+    return {"~": 0, "^": 1}.get(segment, 3 if segment.isdigit() else 2)
+
+
+def _rank_within(segment: str) -> tuple[int, str]:
+    return (int(segment), "") if segment.isdigit() else (0, segment)

@@ -1,0 +1,248 @@
+"""Unified kernel images by mkinitcpio: Arch and its family.
+
+The kernel arguments are built into the image. mkinitcpio takes them from /etc/kernel/cmdline (or
+/usr/lib/kernel/cmdline) and /etc/cmdline.d/*.conf together; with none of these, from the command line of
+the running kernel. So a drop-in of our own would be all of the line on a host with nothing else: it is
+written where others have drop-ins too. Else the tokens go into /etc/kernel/cmdline, which is made from the
+running line where it is missing, and refused without root=. For taking it away again see
+`virtpass.host.loaders.systemd_boot`: an image is too large to be kept, so what it is built from must be
+right.
+"""
+
+import re
+from dataclasses import dataclass
+
+from virtpass.host import tokens
+from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
+from virtpass.host.edits import Edit
+from virtpass.host.facts import HostFacts
+from virtpass.host.forms import LineTokens, MarkedBlock, OwnFile
+from virtpass.host.loaders import sd_boot
+from virtpass.host.loaders.uki_image import read_command_line
+from virtpass.system.errors import FailedError, RefusedError
+from virtpass.transaction.plan import Command
+
+CMDLINE = "/etc/kernel/cmdline"
+_VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
+_FOLDER = "/etc/cmdline.d"
+DROP_IN = f"{_FOLDER}/zz-virtpass.conf"
+# What the fallback image has in place of all these.
+SAFE_LINE = "/etc/virtpass/fallback-cmdline"
+_PRESETS = "/etc/mkinitcpio.d"
+_PROGRAM = "/usr/bin/mkinitcpio"
+_ASSIGNMENT = re.compile(r"^[ \t]*([A-Za-z_]\w*)=(?:\(([^)]*)\)|\"([^\"]*)\"|'([^']*)'|(\S*))", re.MULTILINE)
+_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_DEADLINE = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """One image that a preset names."""
+
+    path: str
+    preset: str
+    variant: str
+    # Options of its own with which mkinitcpio is run.
+    options: str
+
+    @property
+    def is_fallback(self) -> bool:
+        return self.variant == "fallback"
+
+    @property
+    def has_own_line(self) -> bool:
+        """Whether its kernel arguments come from a file that is not ours and not the usual one."""
+        # Ours stands last, and is not there yet when a fallback image has its own.
+        options = self.options.replace(f"--cmdline {SAFE_LINE}", "")
+        return "--cmdline" in options or "--no-cmdline" in options
+
+
+class Uki:
+    """Unified kernel images that the presets of mkinitcpio name."""
+
+    name = "uki"
+    title = "unified kernel images by mkinitcpio"
+
+    def evidence(self, facts: HostFacts) -> Evidence | None:
+        """See presets that name unified kernel images, of which one is there."""
+        found = [image for image in _images(facts) if facts.has(image.path)]
+        if not found or not facts.has(_PROGRAM):
+            return None
+        # The loader may be systemd-boot or the firmware itself; the stub in the image tells of itself.
+        booted_by = sd_boot.LOADER if sd_boot.program(facts) and facts.stub else ""
+        return Evidence(f"{found[0].preset} names {found[0].path}", booted_by, ("loader-entries",))
+
+    def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
+        """Add a drop-in and build the images anew; the fallback image gets a line of its own."""
+        if not request.arguments:
+            return BootPlan()
+        if request.is_trial:
+            raise RefusedError(
+                "no-trial",
+                "the kernel arguments are built into the unified kernel image, so there is nothing that "
+                "could have others once",
+                "apply without --trial",
+            )
+        images = _images(facts)
+        _refuse_own_lines(images)
+        base = _base(facts, request)
+        edits = [_arguments(facts, request)]
+        notes = []
+        safe = [one for one in images if one.is_fallback and not one.has_own_line and "(" not in one.options]
+        if request.with_fallback and safe:
+            reason = "keeps a way back on the boot menu"
+            edits.append(Edit(SAFE_LINE, OwnFile(" ".join((*base, OFF)) + "\n"), reason))
+            words = f"${{fallback_options:+$fallback_options }}--cmdline {SAFE_LINE}"
+            block = MarkedBlock(f'fallback_options="{words}"\n')
+            edits += [Edit(path, block, reason) for path in dict.fromkeys(one.preset for one in safe)]
+        elif request.with_fallback:
+            text = (
+                "no preset has a fallback image for a line of its own, and the arguments are built into all "
+                "others, so there is no entry without them: have a rescue medium at hand"
+            )
+            notes.append(Note("no-fallback", text, Severity.WARNING))
+        if (facts.host.read_bytes(_SECURE_BOOT) or b"")[4:5] == b"\1":
+            text = (
+                "Secure Boot is on: images that are built anew must be signed anew, which the hook of sbctl "
+                "does; look at sbctl verify before the reboot"
+            )
+            notes.append(Note("secure-boot", text, Severity.WARNING))
+        build = Command(
+            ("mkinitcpio", "-P"),
+            "builds the unified kernel images anew",
+            f"up to a minute for each of {len(images)} images",
+            _DEADLINE,
+            tuple(dict.fromkeys(image.path for image in images)),
+        )
+        has_safe = request.with_fallback and bool(safe)
+        return BootPlan(
+            tuple(edits),
+            (build,),
+            tuple(notes),
+            _title(facts, safe[0]) if has_safe else "",
+            builds_initramfs=True,
+        )
+
+    def entries(self, facts: HostFacts) -> list[BootEntry]:
+        """Read the kernel arguments in the images that are there."""
+        found = []
+        for image in _images(facts):
+            if not facts.has(image.path):
+                continue
+            line = read_command_line(facts.host, image.path)
+            if line is None:
+                raise FailedError(
+                    "uki", f"{image.path} cannot be read as a unified kernel image", "run it as root"
+                )
+            name = image.path.rpartition("/")[2]
+            found.append(BootEntry(_title(facts, image), name, image.path, line, _role(image, line)))
+        return found
+
+    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
+        """Say that there is no way: an image for one boot alone is not made."""
+        return None
+
+
+def _images(facts: HostFacts) -> list[_Image]:
+    found = []
+    for name in facts.host.names(_PRESETS):
+        if not name.endswith(".preset"):
+            continue
+        path = f"{_PRESETS}/{name}"
+        values: dict[str, str] = {}
+        for one in _ASSIGNMENT.finditer(facts.text(path)):
+            # An array keeps its brackets, so that it is seen to be one.
+            values[one[1]] = (
+                f"({one[2]})" if one[2] is not None else next(v for v in one.groups()[2:] if v is not None)
+            )
+        for word in values.get("PRESETS", "").strip("()").split():
+            variant = word.strip("'\"")
+            uki = values.get(f"{variant}_uki") or values.get(f"{variant}_efi_image", "")
+            if uki.startswith("/"):
+                options = " ".join(
+                    values.get(f"{variant}_{kind}", values.get(f"ALL_{kind}", ""))
+                    for kind in ("options", "cmdline")
+                )
+                own = "--cmdline" if values.get(f"{variant}_cmdline") or values.get("ALL_cmdline") else ""
+                found.append(_Image(uki, path, variant, f"{options} {own}".strip()))
+    return found
+
+
+def _refuse_own_lines(images: list[_Image]) -> None:
+    """Refuse presets that do not read the usual files.
+
+    Raises:
+        RefusedError: a preset names another file for the kernel arguments.
+    """
+    for image in images:
+        if image.has_own_line and not image.is_fallback:
+            raise RefusedError(
+                "preset-cmdline",
+                f"{image.preset} names a file of its own for the kernel arguments of {image.path}",
+                f"let it use {CMDLINE}, or add the arguments to that file by hand and run mkinitcpio -P",
+            )
+
+
+def _drop_ins(facts: HostFacts) -> list[str]:
+    """Return the drop-ins that are not ours."""
+    names = [name for name in facts.host.names(_FOLDER) if name.endswith(".conf")]
+    return [path for name in names if (path := f"{_FOLDER}/{name}") != DROP_IN]
+
+
+def _main(facts: HostFacts) -> str:
+    """Return the file of the command line itself; empty when there is none."""
+    return next((path for path in (CMDLINE, _VENDOR_CMDLINE) if facts.has(path)), "")
+
+
+def _base(facts: HostFacts, request: BootRequest) -> tuple[str, ...]:
+    """Return the command line of the images without our arguments.
+
+    Raises:
+        RefusedError: it would not name the root file system.
+    """
+    sources = [*([main] if (main := _main(facts)) else []), *_drop_ins(facts)]
+    if sources:
+        found = tuple(word for path in sources for word in _words(facts, path))
+        where = ", ".join(sources)
+    else:
+        found = _running(facts)
+        where = "the running command line, from which a new file would be made,"
+    # Without root= systemd may find the root file system by its type, if it has found it so before.
+    is_named_now = any(tokens.key(one) == "root" for one in facts.running)
+    if not any(tokens.key(one) == "root" for one in found) and (is_named_now or not sources):
+        raise RefusedError(
+            "no-root",
+            f"{where} has no root=, so an image that is built anew would not boot",
+            f"write the whole command line with root= into {CMDLINE} first",
+        )
+    return sd_boot.without_ours(found, request)
+
+
+def _words(facts: HostFacts, path: str) -> tuple[str, ...]:
+    lines = [line for line in facts.text(path).splitlines() if not line.lstrip().startswith("#")]
+    return tokens.split(" ".join(lines))
+
+
+def _running(facts: HostFacts) -> tuple[str, ...]:
+    return tuple(one for one in tokens.lasting(facts.running) if tokens.key(one) != "virtpass")
+
+
+def _arguments(facts: HostFacts, request: BootRequest) -> Edit:
+    # Which file it is must not depend on what we have written before.
+    reason = "gives the kernel arguments to mkinitcpio"
+    if _drop_ins(facts):
+        return Edit(DROP_IN, OwnFile(" ".join(request.arguments) + "\n"), reason)
+    main = _main(facts)
+    line = sd_boot.without_ours(_words(facts, main) if main else _running(facts), request)
+    return Edit(CMDLINE, LineTokens(request.arguments, " ".join(line)), reason)
+
+
+def _title(facts: HostFacts, image: _Image) -> str:
+    """Return what systemd-boot shows for an image: images of one name are told apart by their files."""
+    return f"{facts.distribution_name} ({image.path.rpartition('/')[2]})"
+
+
+def _role(image: _Image, line: tuple[str, ...]) -> Role:
+    if any(tokens.same(one, OFF) for one in line):
+        return Role.FALLBACK
+    return Role.RECOVERY if image.is_fallback else Role.NORMAL

@@ -1,0 +1,409 @@
+"""The plan of host preparation: what was decided, as bootloader and initramfs of this host want it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from virtpass.host import early, tokens
+from virtpass.host.boot import (
+    OFF,
+    ON,
+    TRIAL,
+    BootEntry,
+    BootPlan,
+    BootRequest,
+    Inheriting,
+    Loader,
+    Note,
+    Role,
+    Severity,
+)
+from virtpass.host.decide import Decision, decide
+from virtpass.host.detect import choose
+from virtpass.host.early import EarlyPlan
+from virtpass.host.edits import Edit, Written, compose
+from virtpass.host.facts import HostFacts
+from virtpass.host.initramfs import generator
+from virtpass.host.initramfs.base import Generator, InitramfsPlan
+from virtpass.host.iommu import Iommu, read_iommu
+from virtpass.host.kernels import Presence
+from virtpass.host.loaders import LOADERS
+from virtpass.host.record import NOTHING, HostRecord, Part
+from virtpass.host.special import refuse_special
+from virtpass.host.wishes import Wishes
+from virtpass.pci.inventory import read_inventory
+from virtpass.system.errors import RefusedError, VirtpassError
+from virtpass.transaction.engine import Kept
+from virtpass.transaction.plan import Command, Plan
+
+# The commands of a generator do not depend on what is put into the images.
+_ANYTHING = EarlyPlan(softdeps=("vfio",))
+# What belongs to the module whatever its compression.
+_MODULE_FILE = "/vfio-pci.ko"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """What would be done to a host, and what it would come to.
+
+    Attributes:
+        present: what was on record when the plan was made.
+        iommu: the host's IOMMU as it is.
+        loader: the bootloader; None when nothing of it changes and none was recognised.
+        generator: the generator of the initramfs; None when it is not needed.
+        decision: what is written, before it is known how.
+        request: what the boot menu shall become.
+        plan: the files and commands.
+        record: what will be on record; what the commands wrote is added when they have run. None when nothing
+            of virtpass is left.
+        restore: files that commands of the present state wrote, to be put back if nobody touched them.
+        notes: what the user should know.
+        before: the boot entries as they are.
+        gone: arguments of ours that are not wanted any more.
+        gone_files: the same of files in every initramfs.
+    """
+
+    present: HostRecord | None
+    iommu: Iommu
+    loader: Loader | None
+    generator: Generator | None
+    decision: Decision
+    request: BootRequest
+    plan: Plan
+    record: HostRecord | None
+    restore: tuple[Kept, ...]
+    notes: tuple[Note, ...]
+    before: tuple[BootEntry, ...]
+    gone: tuple[str, ...]
+    gone_files: tuple[str, ...]
+
+    @property
+    def needs_reboot(self) -> bool:
+        """Whether it takes effect at the next boot only."""
+        return bool(self.plan.commands) or self.request.arguments != (self.present or NOTHING).arguments
+
+
+def plan_host(facts: HostFacts, wishes: Wishes, present: HostRecord | None) -> HostPlan:
+    """Plan how a host gets what is wished.
+
+    Args:
+        facts: the host.
+        wishes: what the user wants; all that virtpass wrote before and that is not wished any more is undone.
+        present: what is on record.
+
+    Raises:
+        NotFoundError, RefusedError, UsageError: it cannot be done safely; the message says why.
+    """
+    iommu = read_iommu(facts)
+    # Without a generator devices can still be bound by id, from the kernel command line.
+    made, _ = _generator(facts)
+    decision = decide(
+        facts,
+        iommu,
+        read_inventory(facts.host),
+        wishes,
+        runs_scripts=made is None or made.runs_scripts,
+    )
+    refuse_special(facts, decision.arguments)
+    return _assemble(facts, iommu, wishes, decision, present)
+
+
+def plan_revert(facts: HostFacts, present: HostRecord) -> HostPlan:
+    """Plan how everything that is on record goes again.
+
+    Raises:
+        RefusedError: it cannot be done safely; the message says why.
+    """
+    nothing = Decision((), EarlyPlan(), {}, ())
+    wishes = Wishes(bootloader=present.loader)
+    return _assemble(facts, read_iommu(facts), wishes, nothing, present)
+
+
+def _assemble(
+    facts: HostFacts, iommu: Iommu, wishes: Wishes, decision: Decision, present: HostRecord | None
+) -> HostPlan:
+    notes: list[Note] = []
+    made, reason = _generator(facts)
+    earlier = present or NOTHING
+    rebuilds = decision.early.needs_initramfs or bool(earlier.image_files)
+    loader, before = _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
+    arguments = _not_there(decision.arguments, before, earlier, notes)
+    if loader is not None and not arguments and _needs_entries(decision, wishes):
+        arguments = (ON,)
+        notes.append(Note("marker", f"{ON} does nothing by itself: entries without it are the way back"))
+    is_trial = wishes.trial and bool(arguments)
+    request = BootRequest(
+        arguments, wishes.fallback_entry, is_trial, earlier.arguments, decision.early.needs_initramfs
+    )
+    images = InitramfsPlan()
+    if decision.early.needs_initramfs:
+        if made is None:
+            raise reason
+        images = made.plan(facts, decision.early)
+    boot = loader.plan(facts, request) if loader is not None else BootPlan()
+    image_commands = () if boot.builds_initramfs else images.commands
+    image_edits = [*early.edits(decision.early), *images.edits]
+    earlier = _brought_up_to_date(facts, earlier, loader, made)
+    for_images = _compose(facts, image_edits, image_commands, earlier.images)
+    images_change = bool(for_images.plan.changes) and rebuilds
+    heir: object = loader
+    inherited = heir.inherited if isinstance(heir, Inheriting) else None
+    for_boot = _compose(
+        facts, boot.edits, boot.commands, earlier.boot, has_changes=images_change, inherited=inherited
+    )
+    for path in (*for_images.drifted, *for_boot.drifted):
+        text = f"{path} was edited since virtpass wrote it: only what virtpass put there is changed"
+        notes.append(Note("drift", text, Severity.WARNING))
+    files = tuple(path.lstrip("/") for path in decision.early.paths) if decision.early.needs_initramfs else ()
+    record = HostRecord(
+        wishes=wishes,
+        loader=loader.name if loader is not None and not for_boot.part.is_empty else "",
+        generator=made.name if made is not None and files else "",
+        arguments=arguments,
+        devices=tuple(decision.devices),
+        image_files=files,
+        images=for_images.part,
+        boot=for_boot.part,
+        kept=(),
+        unsafe_interrupts=decision.early.unsafe_interrupts,
+        fallback=boot.fallback,
+        tried=boot.tried,
+        boot_id=facts.host.read("/proc/sys/kernel/random/boot_id") or "",
+    )
+    is_nothing = record.images.is_empty and record.boot.is_empty
+    return HostPlan(
+        present=present,
+        iommu=iommu,
+        loader=loader,
+        generator=made,
+        decision=decision,
+        request=request,
+        plan=for_images.plan.then(for_boot.plan),
+        record=None if is_nothing else record,
+        restore=earlier.kept if is_nothing else (),
+        notes=(*decision.notes, *notes, *images.notes, *boot.notes),
+        before=before,
+        gone=tuple(token for token in earlier.arguments if token not in arguments),
+        gone_files=tuple(path for path in earlier.image_files if path not in files),
+    )
+
+
+def _needs_entries(decision: Decision, wishes: Wishes) -> bool:
+    """Tell whether there has to be a boot entry without, or one to try, whatever the kernel arguments are."""
+    return bool(decision.early.devices) and (wishes.fallback_entry or wishes.trial)
+
+
+def _brought_up_to_date(
+    facts: HostFacts, record: HostRecord, loader: Loader | None, made: Generator | None
+) -> HostRecord:
+    """Return a record whose commands suit the kernels that are installed now: some name each of them."""
+    images, boot = record.images.commands, record.boot.commands
+    try:
+        if made is not None and made.name == record.generator and images:
+            images = made.plan(facts, _ANYTHING).commands
+        if loader is not None and loader.name == record.loader and boot:
+            request = BootRequest(
+                record.arguments,
+                with_fallback=False,
+                present=record.arguments,
+                rebuilds_initramfs=bool(record.image_files),
+            )
+            boot = loader.plan(facts, request).commands
+    except VirtpassError:
+        # What is there now cannot be planned for any more; what was run then is still the best that is known.
+        return record
+    return replace(
+        record,
+        images=replace(record.images, commands=_renewed(record.images.commands, images)),
+        boot=replace(record.boot, commands=_renewed(record.boot.commands, boot)),
+    )
+
+
+def _renewed(recorded: tuple[Command, ...], fresh: tuple[Command, ...]) -> tuple[Command, ...]:
+    """Replace what rebuilds from files; what has an inverse of its own is taken back as it was done."""
+    return (*(one for one in recorded if one.revert), *(one for one in fresh if not one.revert))
+
+
+class _Composed(NamedTuple):
+    """One part of a plan: what is done, what is on record then, and what others have edited."""
+
+    plan: Plan
+    part: Part
+    drifted: tuple[str, ...]
+
+
+def _compose(
+    facts: HostFacts,
+    edits: Sequence[Edit],
+    wanted: tuple[Command, ...],
+    present: Part,
+    *,
+    has_changes: bool = False,
+    inherited: Callable[[HostFacts, Mapping[str, Written]], dict[str, Written]] | None = None,
+) -> _Composed:
+    """Plan the files and commands of one part, which may have changes that another part knows of."""
+    recorded = {one.path: one for one in present.written}
+    if inherited is not None:
+        recorded = {**inherited(facts, recorded), **recorded}
+    composed = compose(facts.host, edits, recorded, present.directories, facts.running)
+    commands = _commands(wanted, present.commands, has_changes=has_changes or bool(composed.changes))
+    plan = Plan(composed.changes, composed.directories, composed.obsolete, commands)
+    return _Composed(plan, Part(composed.written, composed.made, wanted), composed.drifted)
+
+
+def _generator(facts: HostFacts) -> tuple[Generator | None, VirtpassError]:
+    """Return the generator of the initramfs, or why there is none."""
+    try:
+        return generator(facts), RefusedError("", "")
+    except VirtpassError as error:
+        return None, error
+
+
+def _loader(
+    facts: HostFacts,
+    wishes: Wishes,
+    decision: Decision,
+    present: HostRecord,
+    *,
+    rebuilds_initramfs: bool,
+) -> tuple[Loader | None, tuple[BootEntry, ...]]:
+    """Return the loader and its entries; a host on which nothing is written needs none."""
+    wanted = wishes.bootloader or present.loader
+    if not (decision.arguments or present.loader or rebuilds_initramfs):
+        return None, ()
+    try:
+        loader = choose(facts, LOADERS, wanted)
+    except RefusedError as error:
+        # An image that is being built may get its bootloader later.
+        if error.reference == "no-bootloader" and not decision.arguments:
+            return None, ()
+        raise
+    return loader, tuple(loader.entries(facts))
+
+
+def _not_there(
+    wanted: tuple[str, ...], before: Sequence[BootEntry], present: HostRecord, notes: list[Note]
+) -> tuple[str, ...]:
+    """Return the arguments that the user's own configuration does not have already."""
+    normal = [entry for entry in before if entry.role is Role.NORMAL]
+    needed = []
+    for token in wanted:
+        is_theirs = normal and all(not tokens.missing((token,), entry.tokens) for entry in normal)
+        if is_theirs and token not in present.arguments:
+            notes.append(Note("already-there", f"not written: {token} is on every boot entry already"))
+        else:
+            needed.append(token)
+    return tuple(needed)
+
+
+def _commands(
+    wanted: tuple[Command, ...], earlier: tuple[Command, ...], *, has_changes: bool
+) -> tuple[Command, ...]:
+    """Return what must be run: for what is wanted now, and to take back what is not wanted any more."""
+    stale = [command for command in earlier if command not in wanted]
+    fresh = [command for command in wanted if command not in earlier]
+    if not (has_changes or stale or fresh):
+        return ()
+    undoing = [command.undoing for command in reversed(stale) if command.revert]
+    # What rebuilds from files is run once, after all else, for what comes as for what goes.
+    rebuilding = [command for command in stale if not command.revert and command not in wanted]
+    setting = [command for command in wanted if not command.revert or command in fresh]
+    seen: dict[tuple[str, ...], Command] = {}
+    for command in (*undoing, *rebuilding, *setting):
+        seen.setdefault(command.argv, command)
+    return tuple(seen.values())
+
+
+def prove(facts: HostFacts, plan: HostPlan) -> list[str]:
+    """Look at what the bootloader will really boot, and say what is not as planned."""
+    problems: list[str] = []
+    if plan.loader is not None:
+        problems += _prove_entries(plan, plan.loader.entries(facts))
+    problems += _prove_images(facts, plan)
+    return problems
+
+
+def _prove_entries(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
+    problems = []
+    wanted = () if plan.request.is_trial else plan.request.arguments
+    normal = [entry for entry in entries if entry.role is Role.NORMAL]
+    if not normal:
+        problems.append("there is no boot entry left that starts this system")
+    for entry in normal:
+        if lacking := tokens.missing(wanted, entry.tokens):
+            problems.append(f"the boot entry '{entry.title}' lacks {' '.join(lacking)}")
+    if plan.gone and normal and all(not tokens.missing(plan.gone, entry.tokens) for entry in normal):
+        problems.append(f"every boot entry still has {' '.join(plan.gone)}")
+    problems += _prove_kept(plan, entries)
+    problems += _prove_extra(plan, entries)
+    return problems
+
+
+def _prove_kept(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
+    """Say which entries have lost something that was not ours, or have something of ours that is gone."""
+    problems = []
+    now = {(entry.path, entry.identifier, entry.title): entry for entry in entries}
+    for old in plan.before:
+        entry = now.get((old.path, old.identifier, old.title))
+        # What /run holds is for the next boot, and may be replaced by another plan for it.
+        if old.role not in (Role.NORMAL, Role.RECOVERY) or old.path.startswith("/run/"):
+            continue
+        if entry is None:
+            problems.append(f"the boot entry '{old.title}' is gone")
+            continue
+        ours = {*plan.request.arguments, *plan.gone}
+        if lost := [token for token in old.tokens if token not in entry.tokens and token not in ours]:
+            problems.append(f"the boot entry '{old.title}' has lost {' '.join(lost)}")
+    return problems
+
+
+def _prove_extra(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
+    record = plan.record
+    problems = []
+    by_role = {entry.role: entry for entry in entries}
+    if record is not None and record.fallback and Role.FALLBACK not in by_role:
+        problems.append(f"there is no boot entry '{record.fallback}'")
+    if record is not None and record.tried:
+        tried = by_role.get(Role.TRIAL)
+        if tried is None:
+            problems.append(f"there is no boot entry '{record.tried}'")
+        elif lacking := tokens.missing((*plan.request.arguments, TRIAL), tried.tokens):
+            problems.append(f"the boot entry '{tried.title}' lacks {' '.join(lacking)}")
+    shared = {token for entry in plan.before if entry.role is Role.NORMAL for token in entry.tokens}
+    for entry in entries:
+        if entry.role is not Role.FALLBACK:
+            continue
+        if has := [
+            token for token in plan.request.arguments if token in entry.tokens and token not in shared
+        ]:
+            problems.append(f"the boot entry '{entry.title}' has {' '.join(has)}, and is to be without")
+        if tokens.missing((OFF,), entry.tokens):
+            problems.append(f"the boot entry '{entry.title}' lacks {OFF}")
+    return problems
+
+
+def _prove_images(facts: HostFacts, plan: HostPlan) -> list[str]:
+    """Say what is missing in an initramfs, or still in it."""
+    if plan.generator is None:
+        return []
+    wanted = plan.record.image_files if plan.record is not None else ()
+    if not wanted and not plan.gone_files:
+        return []
+    problems = []
+    others = [one.version for one in facts.kernels if one.presence("vfio-pci") is not Presence.MODULE]
+    images = plan.generator.images(facts)
+    if not images:
+        problems.append("no initramfs is found")
+    for image in images:
+        content = plan.generator.content(facts, image)
+        if content is None:
+            problems.append(f"{image.path} cannot be listed")
+            continue
+        problems += [f"{image.path} lacks {path}" for path in wanted if path not in content]
+        problems += [f"{image.path} still has {path}" for path in plan.gone_files if path in content]
+        needs_module = bool(wanted) and "vfio_pci" in plan.decision.early.modules
+        # It may be built into one kernel, or missing in it, which the plan has told.
+        needs_module = needs_module and image.kernel not in others
+        if needs_module and not any(_MODULE_FILE in f"/{path}" for path in content):
+            problems.append(f"{image.path} lacks the module vfio-pci")
+    return problems

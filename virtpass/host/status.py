@@ -1,0 +1,207 @@
+"""Did it take? What is on record against the files, the boot menu, the running kernel and its drivers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from virtpass.host import tokens
+from virtpass.host.boot import OFF, TRIAL, BootEntry, Loader, Role
+from virtpass.host.facts import HostFacts
+from virtpass.host.initramfs.base import Generator
+from virtpass.host.iommu import UNSAFE_INTERRUPTS
+from virtpass.host.record import HostRecord
+from virtpass.pci import sysfs
+from virtpass.system.errors import VirtpassError
+from virtpass.system.files import read_state
+
+
+class Verdict(Enum):
+    """How a check ended."""
+
+    RIGHT = "right"
+    # As it should be once the host was rebooted.
+    WAITING = "waiting for a reboot"
+    WRONG = "wrong"
+    UNKNOWN = "cannot tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        reference: stable kebab-case name.
+        verdict: how it is.
+        text: what was seen, one sentence without a full stop.
+    """
+
+    reference: str
+    verdict: Verdict
+    text: str
+
+
+def checks(
+    facts: HostFacts, record: HostRecord, loader: Loader | None, generator: Generator | None
+) -> list[Check]:
+    """Compare everything with what is on record, in the order in which it takes effect.
+
+    Args:
+        facts: the host.
+        record: what is on record.
+        loader: the bootloader of the record; None when nothing was told to it.
+        generator: the generator of the initramfs; None when nothing was told to it.
+    """
+    return [
+        *_files(facts, record),
+        *_entries(facts, record, loader),
+        *_images(facts, record, generator),
+        *_running(facts, record),
+        *_drivers(facts, record),
+        *_unsafe(facts, record),
+    ]
+
+
+def _files(facts: HostFacts, record: HostRecord) -> list[Check]:
+    found = []
+    for written in (*record.images.written, *record.boot.written):
+        try:
+            current = read_state(facts.host, written.path)
+        except VirtpassError as error:
+            found.append(Check("file", Verdict.UNKNOWN, error.what))
+            continue
+        if current is None:
+            found.append(Check("file", Verdict.WRONG, f"{written.path} is gone"))
+        elif written.is_untouched(current):
+            found.append(Check("file", Verdict.RIGHT, f"{written.path} is as virtpass wrote it"))
+        else:
+            found.append(Check("file", Verdict.WRONG, f"{written.path} was edited since virtpass wrote it"))
+    return found
+
+
+def _entries(facts: HostFacts, record: HostRecord, loader: Loader | None) -> list[Check]:
+    if loader is None or not record.arguments:
+        return []
+    try:
+        entries = loader.entries(facts)
+    except VirtpassError as error:
+        return [Check("boot-entry", Verdict.UNKNOWN, error.what)]
+    if not entries:
+        return [
+            Check("boot-entry", Verdict.UNKNOWN, f"the entries of {loader.title} cannot be seen from here")
+        ]
+    found = [_entry(record, entry) for entry in entries if entry.role is Role.NORMAL]
+    for title, role, reference in (
+        (record.fallback, Role.FALLBACK, "fallback-entry"),
+        (record.tried, Role.TRIAL, "trial-entry"),
+    ):
+        if title:
+            is_there = any(entry.role is role for entry in entries)
+            verdict = Verdict.RIGHT if is_there else Verdict.WRONG
+            found.append(
+                Check(reference, verdict, f"the boot entry '{title}' {'exists' if is_there else 'is gone'}")
+            )
+    return found
+
+
+def _entry(record: HostRecord, entry: BootEntry) -> Check:
+    if record.tried:
+        has = [token for token in record.arguments if not tokens.missing((token,), entry.tokens)]
+        if has:
+            return Check("boot-entry", Verdict.WRONG, f"'{entry.title}' has {' '.join(has)} during a trial")
+        return Check("boot-entry", Verdict.RIGHT, f"'{entry.title}' is without the arguments on trial")
+    if lacking := tokens.missing(record.arguments, entry.tokens):
+        return Check("boot-entry", Verdict.WRONG, f"'{entry.title}' lacks {' '.join(lacking)}")
+    return Check("boot-entry", Verdict.RIGHT, f"'{entry.title}' has the arguments")
+
+
+def _images(facts: HostFacts, record: HostRecord, generator: Generator | None) -> list[Check]:
+    if generator is None or not record.image_files:
+        return []
+    found = []
+    for image in generator.images(facts):
+        content = generator.content(facts, image)
+        if content is None:
+            found.append(
+                Check("initramfs", Verdict.UNKNOWN, f"{image.path} cannot be listed (it takes root)")
+            )
+            continue
+        lacking = [path for path in record.image_files if path not in content]
+        verdict = Verdict.WRONG if lacking else Verdict.RIGHT
+        text = f"{image.path} lacks {', '.join(lacking)}" if lacking else f"{image.path} has what it needs"
+        found.append(Check("initramfs", verdict, text))
+    return found
+
+
+def is_rebooted(facts: HostFacts, record: HostRecord) -> bool:
+    """Tell whether the host was rebooted since the record was written."""
+    return facts.host.read("/proc/sys/kernel/random/boot_id") not in (None, record.boot_id)
+
+
+def _is_off(facts: HostFacts) -> bool:
+    return not tokens.missing((OFF,), facts.running)
+
+
+def _running(facts: HostFacts, record: HostRecord) -> list[Check]:
+    if not facts.running:
+        return []
+    lacking = tokens.missing(record.arguments, facts.running)
+    if _is_off(facts):
+        text = f"this boot goes without what virtpass added, as {OFF} says"
+        return [Check("command-line", Verdict.WAITING, text)]
+    if record.tried:
+        return [_trial(facts, record, lacking)]
+    if not record.arguments:
+        return []
+    if not lacking:
+        return [Check("command-line", Verdict.RIGHT, "the running kernel has the arguments")]
+    text = f"the running kernel lacks {' '.join(lacking)}"
+    if is_rebooted(facts, record):
+        text = f"{text} though the host was rebooted: from which boot entry?"
+        return [Check("command-line", Verdict.WRONG, text)]
+    return [Check("command-line", Verdict.WAITING, text)]
+
+
+def _trial(facts: HostFacts, record: HostRecord, lacking: Sequence[str]) -> Check:
+    if not tokens.missing((TRIAL,), facts.running):
+        if lacking:
+            return Check("trial", Verdict.WRONG, f"this is the trial, and it lacks {' '.join(lacking)}")
+        return Check("trial", Verdict.RIGHT, "this boot is the trial: virtpass host confirm makes it last")
+    if is_rebooted(facts, record):
+        text = (
+            "the trial is over and was not confirmed: virtpass host apply --trial tries once more, "
+            "virtpass host revert takes it back"
+        )
+        return Check("trial", Verdict.WRONG, text)
+    return Check("trial", Verdict.WAITING, f"the next boot is the trial ('{record.tried}')")
+
+
+def _drivers(facts: HostFacts, record: HostRecord) -> list[Check]:
+    found = []
+    for address in record.devices:
+        if not sysfs.is_present(facts.host, address):
+            found.append(Check("early-binding", Verdict.WRONG, f"{address} is not there any more"))
+            continue
+        driver = sysfs.driver(facts.host, address)
+        text = f"{address} is on {driver or 'no driver'}"
+        if driver == "vfio-pci":
+            verdict = Verdict.RIGHT
+        elif record.tried and tokens.missing((TRIAL,), facts.running):
+            verdict, text = Verdict.RIGHT, f"{text}, as outside the trial"
+        elif is_rebooted(facts, record) and not _is_off(facts):
+            verdict, text = Verdict.WRONG, f"{text}, and should be on vfio-pci since the boot"
+        else:
+            verdict = Verdict.WAITING
+        found.append(Check("early-binding", verdict, text))
+    return found
+
+
+def _unsafe(facts: HostFacts, record: HostRecord) -> list[Check]:
+    """Look whether VFIO, where it is loaded, accepts interrupts that are not remapped."""
+    if not record.unsafe_interrupts:
+        return []
+    values = {path: facts.host.read(path) for path in UNSAFE_INTERRUPTS}
+    refusing = [path for path, value in values.items() if value == "N"]
+    if refusing:
+        text = f"{refusing[0]} says N: VFIO refuses interrupts that are not remapped"
+        return [Check("unsafe-interrupts", Verdict.WRONG, text)]
+    return [Check("unsafe-interrupts", Verdict.RIGHT, "VFIO accepts interrupts that are not remapped")]

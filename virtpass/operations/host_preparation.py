@@ -1,0 +1,248 @@
+"""Kernel arguments, modprobe and initramfs: plan, apply, status, confirm, revert, recover."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from virtpass.host import tokens
+from virtpass.host.boot import TRIAL, Role
+from virtpass.host.detect import choose
+from virtpass.host.facts import HostFacts, read_facts
+from virtpass.host.initramfs import GENERATORS
+from virtpass.host.iommu import Iommu, read_iommu
+from virtpass.host.kernels import Kernel
+from virtpass.host.loaders import LOADERS
+from virtpass.host.prepare import HostPlan, plan_host, plan_revert, prove
+from virtpass.host.record import ROOM, HostRecord, record_from_json, record_to_json
+from virtpass.host.status import Check, checks
+from virtpass.host.wishes import Wishes
+from virtpass.system.commands import run_command
+from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.host import Host
+from virtpass.transaction.engine import Kept, Runner, Transaction, locked, merged
+
+_UNSAFE = "/sys/module/{}/parameters/allow_unsafe_interrupts"
+_VFIO_OWNERS = ("vfio_iommu_type1", "iommufd")
+_ATTRIBUTE_DEADLINE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """How a host stands.
+
+    Attributes:
+        facts: what it is.
+        iommu: its IOMMU.
+        kernels: the installed kernels.
+        record: what virtpass has made of it; None for nothing.
+        checks: what is on record against what is; empty without a record.
+        is_unfinished: whether a change was cut off half way.
+    """
+
+    facts: HostFacts
+    iommu: Iommu
+    kernels: tuple[Kernel, ...]
+    record: HostRecord | None
+    checks: tuple[Check, ...]
+    is_unfinished: bool
+
+
+def plan(host: Host, wishes: Wishes) -> HostPlan:
+    """Return what `apply` would do; changes nothing.
+
+    Raises:
+        NotFoundError, RefusedError, UsageError: it cannot be done safely.
+        PermissionDeniedError: this user may not read what it takes.
+    """
+    return plan_host(read_facts(host), wishes, _record(host))
+
+
+def status(host: Host) -> HostStatus:
+    """Return how a host stands; changes nothing."""
+    facts = read_facts(host)
+    transaction = _transaction(host)
+    found = _record(host)
+    compared: list[Check] = []
+    if found is not None:
+        loader = choose(facts, LOADERS, found.loader) if found.loader else None
+        made = next((one for one in GENERATORS if one.name == found.generator), None)
+        compared = checks(facts, found, loader, made)
+    return HostStatus(
+        facts, read_iommu(facts), facts.kernels, found, tuple(compared), transaction.pending() is not None
+    )
+
+
+def apply(
+    host: Host,
+    expected: HostPlan,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    run: Runner = run_command,
+) -> HostPlan:
+    """Make a plan real, prove it by what the bootloader will really boot, or put everything back.
+
+    Args:
+        host: the host of the plan.
+        expected: what the user has seen.
+        say: told what is being done, one sentence without a full stop.
+        run: how commands are run.
+
+    Returns:
+        the plan that was made real.
+
+    Raises:
+        RefusedError: the host is not as it was when the plan was made, or an earlier change is unfinished.
+        FailedError: it did not work; the message says how things stand.
+    """
+    with locked(host, ROOM):
+        transaction = _transaction(host, say, run)
+        if transaction.pending() is not None:
+            raise RefusedError(
+                "unfinished", "an earlier change was cut off half way", "run virtpass host recover first"
+            )
+        if _record(host) != expected.present:
+            raise RefusedError(
+                "changed-meanwhile",
+                "another change was applied since the plan was made",
+                "look at the plan again",
+            )
+        _execute(host, transaction, expected)
+        _allow_unsafe(host, expected)
+        if expected.request.is_trial:
+            _choose_trial(host, expected, say, run)
+    return expected
+
+
+def _execute(host: Host, transaction: Transaction, wanted: HostPlan) -> None:
+    present = wanted.present
+    if wanted.plan.is_empty and (present is None) == (wanted.record is None):
+        return
+    before = present.kept if present is not None else ()
+
+    def record(kept: list[Kept]) -> dict[str, object] | None:
+        if wanted.record is None:
+            return None
+        return record_to_json(replace(wanted.record, kept=tuple(merged(before, kept))))
+
+    transaction.execute(
+        wanted.plan,
+        record=record,
+        prove=lambda: prove(read_facts(host), wanted),
+        restore=wanted.restore,
+    )
+
+
+def _choose_trial(host: Host, wanted: HostPlan, say: Callable[[str], None], run: Runner) -> None:
+    """Make the next boot the trial; whatever comes after it, or instead of it, is without the arguments."""
+    facts = read_facts(host)
+    loader = wanted.loader
+    entries = loader.entries(facts) if loader is not None else []
+    entry = next((one for one in entries if one.role is Role.TRIAL), None)
+    command = loader.one_shot(facts, entry) if loader is not None and entry is not None else None
+    if entry is None or command is None:
+        raise FailedError(
+            "no-one-shot", "the next boot cannot be chosen from here", "choose the trial at the boot menu"
+        )
+    say(f"running {' '.join(command.argv)}")
+    outcome = run(host, command.argv, command.deadline)
+    if outcome.status != 0:
+        raise FailedError(
+            "no-one-shot",
+            f"{' '.join(command.argv)} failed: {outcome.output}",
+            f"choose '{entry.title}' at the boot menu",
+        )
+
+
+def _allow_unsafe(host: Host, wanted: HostPlan) -> None:
+    """Let VFIO know at once: the parameter is looked at whenever a device is attached."""
+    now = wanted.decision.early.unsafe_interrupts
+    before = wanted.present is not None and wanted.present.unsafe_interrupts
+    if now == before or host.root:
+        return
+    for module in _VFIO_OWNERS:
+        path = _UNSAFE.format(module)
+        if host.exists(path):
+            try:
+                host.write_attribute(path, "Y" if now else "N", _ATTRIBUTE_DEADLINE)
+            except OSError as error:
+                raise FailedError(
+                    "unsafe-interrupts",
+                    f"{path}: {error.strerror}",
+                    "it is on record, and counts from the next boot on",
+                ) from error
+
+
+def confirm(
+    host: Host, *, say: Callable[[str], None] = lambda _: None, run: Runner = run_command
+) -> HostPlan:
+    """Make lasting what this boot tries.
+
+    Raises:
+        RefusedError: nothing is on trial, or this boot is not the trial.
+        FailedError: it did not work; the message says how things stand.
+    """
+    wanted = plan_confirm(host)
+    return apply(host, wanted, say=say, run=run)
+
+
+def plan_confirm(host: Host) -> HostPlan:
+    """Return what `confirm` would do; changes nothing.
+
+    Raises:
+        RefusedError: nothing is on trial, or this boot is not the trial.
+    """
+    found = _record(host)
+    if found is None or not found.tried:
+        raise RefusedError("no-trial", "nothing is on trial", "virtpass host apply --trial begins one")
+    facts = read_facts(host)
+    if tokens.missing((*found.arguments, TRIAL), facts.running):
+        raise RefusedError(
+            "not-tried",
+            f"this boot is not the trial: it was not started from '{found.tried}'",
+            "reboot into the trial first, with virtpass host apply --trial once more",
+        )
+    return plan_host(facts, replace(found.wishes, trial=False), found)
+
+
+def plan_undo(host: Host) -> HostPlan | None:
+    """Return what `revert` would do, None when nothing is applied; changes nothing.
+
+    Raises:
+        RefusedError: it cannot be done safely.
+    """
+    found = _record(host)
+    return None if found is None else plan_revert(read_facts(host), found)
+
+
+def pending(host: Host) -> list[str]:
+    """Return what `recover` would put back, as paths and commands; changes nothing."""
+    found = _transaction(host).pending()
+    if found is None:
+        return []
+    commands = [" ".join(command.argv) for command in found.commands]
+    return [*(change.path for change in found.changes), *commands]
+
+
+def recover(
+    host: Host, *, say: Callable[[str], None] = lambda _: None, run: Runner = run_command
+) -> list[str]:
+    """Put back what a crash has left half done.
+
+    Returns:
+        what was done, as sentences without a full stop.
+
+    Raises:
+        FailedError: something could not be put back; it stays on record.
+    """
+    with locked(host, ROOM):
+        return _transaction(host, say, run).recover()
+
+
+def _record(host: Host) -> HostRecord | None:
+    found = _transaction(host).applied()
+    return None if found is None else record_from_json(found)
+
+
+def _transaction(
+    host: Host, say: Callable[[str], None] = lambda _: None, run: Runner = run_command
+) -> Transaction:
+    return Transaction(host, ROOM, run, say)
