@@ -28,7 +28,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "python3-pyudev": "asks udev about devices",
     },
     "checks": {
-        "shellcheck": "checks the hook's shell script",
+        "busybox": "has the shell of many an initramfs, for which a script of ours is written",
+        "grub-common": "has grub-mkconfig, whose menus are read; it installs no bootloader",
+        "kmod": "has modprobe, which says how it understands our configuration",
+        "shellcheck": "checks shell scripts",
     },
     "bench": {
         "pciutils": "has lspci, which the list of devices is measured against",
@@ -41,7 +44,9 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "lab": {
         "debian-archive-keyring": "verifies the packages of the machine's image",
+        "dosfstools": "makes the file system that UEFI boots from",
         "e2fsprogs": "makes the image's file system without root",
+        "fdisk": "has sfdisk, which partitions the disks of machines that boot by themselves",
         "mmdebstrap": "makes the machine's Debian image",
     },
 }

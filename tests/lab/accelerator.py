@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from .topology import MIXED, Flavour
 
 PROBE_SECONDS = 15.0
 NESTED = (Path("/sys/module/kvm_amd/parameters/nested"), Path("/sys/module/kvm_intel/parameters/nested"))
+_DECISION: list[bool] = []
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,15 @@ def choose(image: Image, flavour: Flavour) -> Accelerator:
     return Accelerator("tcg", ("-accel", "tcg,thread=multi", "-cpu", flavour.cpu), flavour.domain_type)
 
 
-@functools.cache
 def _kvm_wanted(image: Image) -> bool:
-    """Decide once for the whole run, and say so."""
+    """Decide once for the whole run: the images have the same kernel."""
+    if not _DECISION:
+        _DECISION.append(_decide(image))
+    return _DECISION[0]
+
+
+def _decide(image: Image) -> bool:
+    """Look whether KVM can run `image`, unless the environment decides, and say what came of it."""
     wish = os.environ.get("VIRTPASS_LAB_ACCELERATOR")
     if wish not in (None, "kvm", "tcg"):
         raise ValueError(f"VIRTPASS_LAB_ACCELERATOR is {wish!r}, not kvm or tcg")

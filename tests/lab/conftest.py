@@ -1,14 +1,19 @@
-"""Fixtures of the lab: one machine for all tests of a run, with the Debian package of virtpass in it."""
+"""Fixtures of the lab: machines with the Debian package of virtpass in them.
+
+The standard machine serves all tests of a run, a machine that boots by itself those of one module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from . import image
 from .channel import AgentError
+from .disk import BOOT_KINDS, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
 from .guest import Guest
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
@@ -25,14 +30,61 @@ def bare_machine() -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="session")
-def machine(bare_machine: Machine) -> Machine:
-    """The same machine with virtpass installed from dist/*.deb."""
+def package() -> Path:
+    """The newest Debian package of virtpass."""
     packages = sorted(DIST.glob("*.deb"), key=lambda path: path.stat().st_mtime)
     if not packages:
         pytest.fail(f"no Debian package in {DIST}; `make deb` builds it")
-    bare_machine.install(packages[-1])
-    say(f"{packages[-1].name} is installed")
+    return packages[-1]
+
+
+@pytest.fixture(scope="session")
+def machine(bare_machine: Machine, package: Path) -> Machine:
+    """The same machine with virtpass installed from dist/*.deb."""
+    bare_machine.install(package)
+    say(f"{package.name} is installed")
     return bare_machine
+
+
+# Machines that boot by themselves, with virtpass, one for the tests of a module. What such a test changes it
+# changes back, or it comes last.
+
+
+@pytest.fixture(scope="module", params=BOOT_KINDS, ids=[kind.name for kind in BOOT_KINDS])
+def boot_machine(request: pytest.FixtureRequest, package: Path) -> Iterator[Machine]:
+    """A machine of each kind, one after the other: pytest runs all tests of the module with it first."""
+    with boots_itself(request.param, package) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def grub_bios(package: Path) -> Iterator[Machine]:
+    """A machine with GRUB and initramfs-tools that boots from the BIOS."""
+    with boots_itself(GRUB_BIOS, package) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def grub_uefi(package: Path) -> Iterator[Machine]:
+    """A machine with GRUB and initramfs-tools that boots from UEFI."""
+    with boots_itself(GRUB_UEFI, package) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def systemd_boot(package: Path) -> Iterator[Machine]:
+    """A machine with systemd-boot and dracut."""
+    with boots_itself(SYSTEMD_BOOT, package) as machine:
+        yield machine
+
+
+@contextmanager
+def boots_itself(kind: Kind, package: Path) -> Iterator[Machine]:
+    """Run a machine of `kind` with `package` installed."""
+    with Machine(image.ready(kind)) as machine:
+        machine.install(package)
+        say(f"the machine {kind.name} is ready, with {package.name}")
+        yield machine
 
 
 @pytest.fixture
@@ -48,11 +100,14 @@ def guest(bare_machine: Machine) -> Iterator[Guest]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failed test what the machine has to say about it."""
+    """Add to a failed test what its machines have to say about it."""
     report = yield
-    machine = getattr(item, "funcargs", {}).get("bare_machine")
-    if report.failed and isinstance(machine, Machine):
-        report.sections.append(("the machine", diagnosis(machine)))
+    values = getattr(item, "funcargs", {}).values()
+    # `machine` and `bare_machine` are the same.
+    machines = {id(value): value for value in values if isinstance(value, Machine)}
+    if report.failed:
+        for machine in machines.values():
+            report.sections.append((f"the machine {machine.image.kind.name}", diagnosis(machine)))
     return report
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BUILD_TIMEOUT = 1800
+# The programs that build the images, each with its package; the last three are called by image_hook.sh.
+TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "mkfs.vfat": "dosfstools", "sfdisk": "fdisk"}
 
 
 class BuildError(Exception):
@@ -17,8 +19,10 @@ class BuildError(Exception):
 
 def mmdebstrap(options: Sequence[str], suite: str, target: Path | str, log: Path) -> None:
     """Run mmdebstrap with `options`, its output in the file `log`. Raises BuildError."""
-    if shutil.which("mmdebstrap") is None:
-        raise BuildError("mmdebstrap is missing: apt-get install mmdebstrap e2fsprogs")
+    # A normal user's path has no sbin.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    if missing := [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]:
+        raise BuildError(f"programs are missing: apt-get install {' '.join(missing)}")
     mode = "root" if os.geteuid() == 0 else "unshare"
     argv = ["mmdebstrap", f"--mode={mode}", *options, suite, str(target), _mirror()]
     environment = {**os.environ, "TMPDIR": "/var/tmp", "LC_ALL": "C.UTF-8"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import accelerator, topology
+from . import accelerator, qemu, topology
 from .channel import Channel, ChannelError, ChannelTimeout
 from .disk import Image
 from .picture import Picture
@@ -27,23 +27,6 @@ ANSWER_MARGIN = 60.0
 # The last drivers may still be loading when libvirt answers.
 SETTLE = ["udevadm", "settle", "--timeout=120"]
 LIBVIRT = ["virsh", "-c", "qemu:///system", "list", "--all"]
-KERNEL_ARGUMENTS = (
-    "root=/dev/vda",
-    "rw",
-    # The monitor of the card shows the console; the serial port keeps a log for whoever seeks a fault.
-    "console=tty0",
-    "console=ttyS0",
-    "consoleblank=0",
-    # Messages on the screen would make pictures differ; KVM complains of what every guest does.
-    "loglevel=4",
-    "kvm.ignore_msrs=1",
-    "kvm.report_ignored_msrs=0",
-    # Boot in half the time: what is left out here protects nobody in this machine.
-    "mitigations=off",
-    "init_on_alloc=0",
-    # Without the modules that let systemd load BPF programs, which takes it a second.
-    "lsm=lockdown,yama,apparmor",
-)
 
 
 class MachineLost(Exception):
@@ -138,17 +121,23 @@ class Machine:
         memory: int = 4096,
         processors: int | None = None,
         writable: bool = False,
+        own_loader: bool = True,
     ) -> None:
         """Describe a machine that boots `image`, with more `kernel_arguments`.
 
-        `memory` is in MiB. What the machine writes is lost when it stops, except with `writable`.
+        `memory` is in MiB. What the machine writes is lost when it stops, except with `writable`. Without
+        `own_loader`, QEMU gives it kernel and arguments even if it has a bootloader. Raises ValueError for
+        kernel arguments of a machine that gets them from its own bootloader.
         """
-        self._image = image
+        self.image = image
+        self._own_loader = own_loader and image.kind.own_loader
+        if self._own_loader and kernel_arguments:
+            raise ValueError(f"{image.kind.name} has its kernel arguments from its own bootloader")
         self.flavour = flavour
         self._accelerator = accelerator.choose(image, flavour)
         self._kernel_arguments = tuple(kernel_arguments)
         self._memory = memory
-        self._processors = processors or int(os.environ.get("VIRTPASS_LAB_PROCESSORS", "2"))
+        self._processors = processors or int(os.environ.get("VIRTPASS_LAB_PROCESSORS", "1"))
         self._writable = writable
         # Short, because the path of a UNIX socket is limited to 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
@@ -180,29 +169,24 @@ class Machine:
     # Life and death
 
     def start(self) -> None:
-        """Start QEMU and wait until the agent and libvirt answer. Raises MachineLost."""
-        emulator = self._image.emulator
-        disk, disk_format = self._image.disk, "raw"
-        if not self._writable:
-            disk, disk_format = self._folder / "disk.qcow2", "qcow2"
-            create = [*emulator.qemu_img, "create", "-q", "-f", "qcow2", "-F", "raw"]
-            create += ["-b", str(self._image.disk), str(disk)]
-            subprocess.run(create, check=True, timeout=60, env=emulator.environment)
-        nvme = self._folder / "nvme.raw"
-        nvme.touch()
-        os.truncate(nvme, 64 << 20)
-        log = (self._folder / "qemu.log").open("ab")
-        with log:
-            argv = self._argv(disk, disk_format, nvme)
+        """Start QEMU and wait until the machine is ready. Raises MachineLost."""
+        with (self._folder / "qemu.log").open("ab") as log:
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=emulator.environment
+                self._argv(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.image.emulator.environment,
             )
         self._qmp = Qmp(self._connect("qmp"))
         self._channel = Channel(self._connect("agent"))
         self.wait_ready()
 
     def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
-        """Wait until the agent has announced itself and libvirt answers. Raises MachineLost."""
+        """Wait until the agent has announced itself and libvirt, if it is there, answers.
+
+        Raises MachineLost.
+        """
         channel = self._alive()
         deadline = time.monotonic() + timeout
         try:
@@ -214,7 +198,7 @@ class Machine:
         except ChannelError as error:
             raise self._lost(str(error)) from error
         self.run(SETTLE, timeout=150).check()
-        while (result := self.run(LIBVIRT)).status != 0:
+        while self.image.kind.libvirt and (result := self.run(LIBVIRT)).status != 0:
             if time.monotonic() > deadline:
                 raise self._lost(f"libvirt does not come up: {result}")
             time.sleep(1)
@@ -403,23 +387,15 @@ class Machine:
 
     # Inner matters
 
-    def _argv(self, disk: Path, disk_format: str, nvme: Path) -> list[str]:
-        files = topology.Files(
-            disk=str(disk),
-            disk_format=disk_format,
-            nvme=str(nvme),
-            agent_socket=str(self._folder / "agent"),
-            console_log=str(self._folder / "console.log"),
+    def _argv(self) -> list[str]:
+        """Make what QEMU needs and return its command."""
+        argv = qemu.command(
+            self.image, self._folder, self._accelerator.arguments, self._memory, self._processors
         )
-        # The kernel ends QEMU when this process dies without a word, so that no machine is left behind.
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", *self._image.emulator.qemu]
-        argv += ["-M", "q35,kernel-irqchip=split"]
-        argv += self._accelerator.arguments
-        argv += ["-m", str(self._memory), "-smp", str(self._processors)]
-        argv += ["-qmp", f"unix:{self._folder}/qmp,server=on,wait=off"]
-        argv += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
-        words = (*KERNEL_ARGUMENTS, *self.flavour.kernel_arguments, *self._kernel_arguments)
-        return [*argv, "-append", " ".join(words), *topology.arguments(self.flavour, files)]
+        if not self._own_loader:
+            argv += qemu.kernel(self.image, (*self.flavour.kernel_arguments, *self._kernel_arguments))
+        files = qemu.files(self.image, self._folder, self._writable)
+        return [*argv, *topology.arguments(self.flavour, files)]
 
     def _connect(self, name: str) -> socket.socket:
         """Connect to QEMU's socket `name` as soon as it is there. Raises MachineLost."""

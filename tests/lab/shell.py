@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import image, topology
 from .debian import BuildError
+from .disk import KINDS, STANDARD
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
 
@@ -25,15 +26,20 @@ def main() -> int:
         prog="python3 -m tests.lab.shell", description="Boot a machine of the lab."
     )
     parser.add_argument("--flavour", choices=topology.FLAVOURS, default="mixed", help="processor and IOMMU")
+    parser.add_argument("--kind", choices=KINDS, default=STANDARD.name, help="the image, and how it boots")
     parser.add_argument(
         "--append", action="append", default=[], metavar="WORD", help="one more kernel argument"
     )
     parser.add_argument("--deb", type=Path, help="a package to install first")
     parser.add_argument("command", nargs="*", help="a command and its arguments")
     options = parser.parse_args()
-    flavour = topology.FLAVOURS[options.flavour]
+    flavour, kind = topology.FLAVOURS[options.flavour], KINDS[options.kind]
+    if kind.own_loader and options.append:
+        parser.error(
+            f"--append is not for {kind.name}, which has its kernel arguments from its own bootloader"
+        )
     try:
-        with Machine(image.ready(), flavour=flavour, kernel_arguments=options.append) as machine:
+        with Machine(image.ready(kind), flavour=flavour, kernel_arguments=options.append) as machine:
             say("the machine is ready")
             if options.deb:
                 machine.install(options.deb)

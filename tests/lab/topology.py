@@ -101,7 +101,7 @@ def arguments(flavour: Flavour, files: Files) -> Iterator[str]:
     yield from ("-device", flavour.iommu)
     # Nothing that is lost with QEMU itself needs to reach the disk of the outside.
     yield from ("-drive", f"if=none,id=disk,file={files.disk},format={files.disk_format},cache=unsafe")
-    yield from ("-device", "virtio-blk-pci,bus=pcie.0,addr=02.0,drive=disk")
+    yield from ("-device", "virtio-blk-pci,bus=pcie.0,addr=02.0,drive=disk,bootindex=1")
     yield from ("-device", "virtio-serial-pci,bus=pcie.0,addr=03.0,id=serial")
     yield from ("-chardev", f"socket,id=agent,path={files.agent_socket},server=on,wait=off")
     yield from ("-device", f"virtserialport,bus=serial.0,chardev=agent,name={AGENT_PORT}")

@@ -1,0 +1,122 @@
+"""The bootloader of a boot machine, worked from inside with the distribution's own tools, as a user does.
+
+`of(machine)` returns it. Nothing of virtpass is used here: this is what virtpass is compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+
+from .disk import SYSTEMD_BOOT
+from .machine import Machine
+from .provision import GRUB_FILE, kernel_install
+
+# A run of dracut or update-initramfs takes most of a minute where another machine runs beside it.
+TIMEOUT = 600.0
+
+
+class Bootloader(ABC):
+    """The boot menu of a machine, and the kernel arguments in it."""
+
+    def __init__(self, machine: Machine) -> None:
+        """Work in `machine`, which has this bootloader."""
+        self.machine = machine
+
+    def arguments(self) -> list[str]:
+        """Return the kernel arguments of the running system."""
+        return self.machine.get("/proc/cmdline").decode().split()
+
+    @abstractmethod
+    def entries(self) -> list[str]:
+        """Return the identifiers of the entries of the boot menu."""
+
+    @abstractmethod
+    def choose_once(self, entry: str) -> None:
+        """Let the next boot, and only that, take the entry with the identifier `entry`."""
+
+    @abstractmethod
+    def add_argument(self, word: str) -> None:
+        """Add a kernel argument for this and all later kernels."""
+
+    @abstractmethod
+    def add_entry(self, entry: str, word: str) -> None:
+        """Add an entry of the user's own: the standard one with one more kernel argument."""
+
+
+class Grub(Bootloader):
+    """GRUB as Debian sets it up, under either firmware."""
+
+    CONFIGURATION = "/boot/grub/grub.cfg"
+    # The user's own entries; grub.cfg reads it.
+    CUSTOM = "/boot/grub/custom.cfg"
+
+    def entries(self) -> list[str]:
+        """Return the identifiers in grub.cfg; those in a submenu as SUBMENU>ENTRY."""
+        found = []
+        submenu = ""
+        for line in self.machine.get(self.CONFIGURATION).decode().splitlines():
+            match = re.match(r"\s*(menuentry|submenu) .*\$menuentry_id_option '([^']+)'", line)
+            if line == "}":
+                submenu = ""
+            elif match and match[1] == "submenu":
+                submenu = f"{match[2]}>"
+            elif match:
+                found.append(submenu + match[2])
+        return found
+
+    def choose_once(self, entry: str) -> None:
+        """Let the next boot take `entry`, through grubenv."""
+        self.machine.run(["grub-reboot", entry]).check()
+
+    def add_argument(self, word: str) -> None:
+        """Edit Debian's file and run update-grub."""
+        text = self.machine.get(GRUB_FILE).decode()
+        text = re.sub(r'^(GRUB_CMDLINE_LINUX_DEFAULT=".*)"$', rf'\1 {word}"', text, flags=re.MULTILINE)
+        self.machine.put(text, GRUB_FILE)
+        self.machine.run(["update-grub"], timeout=TIMEOUT).check()
+
+    def add_entry(self, entry: str, word: str) -> None:
+        """Copy the body of the standard entry into custom.cfg."""
+        text = self.machine.get(self.CONFIGURATION).decode()
+        body = re.search(r"^menuentry [^{]*(\{.*?^\})", text, flags=re.MULTILINE | re.DOTALL)
+        assert body, text
+        body_text = re.sub(r"(\slinux\s.*)", rf"\1 {word}", body[1])
+        self.machine.put(f"menuentry '{entry}' --id '{entry}' {body_text}\n", self.CUSTOM)
+
+
+class SystemdBoot(Bootloader):
+    """systemd-boot with the entries that kernel-install makes."""
+
+    ESP = "/boot/efi"
+    ARGUMENTS = "/etc/kernel/cmdline"
+
+    def entries(self) -> list[str]:
+        """Return the identifiers as bootctl lists them."""
+        listed = self.machine.run(["bootctl", "list", "--json=short"]).check().text
+        return [entry["id"] for entry in json.loads(listed)]
+
+    def choose_once(self, entry: str) -> None:
+        """Let the next boot take `entry`, through an EFI variable."""
+        self.machine.run(["bootctl", "set-oneshot", entry]).check()
+
+    def add_argument(self, word: str) -> None:
+        """Edit /etc/kernel/cmdline and let kernel-install make the entries anew."""
+        text = self.machine.get(self.ARGUMENTS).decode()
+        self.machine.put(f"{text.rstrip()} {word}\n", self.ARGUMENTS)
+        kernel_install(self.machine)
+
+    def add_entry(self, entry: str, word: str) -> None:
+        """Copy the file of the standard entry, behind which it is sorted: the first one is booted."""
+        folder = f"{self.ESP}/loader/entries"
+        (name,) = self.machine.run(["ls", folder]).check().text.split()
+        text = self.machine.get(f"{folder}/{name}").decode()
+        text = re.sub(r"^(options .*)", rf"\1 {word}", text, flags=re.MULTILINE)
+        text = re.sub(r"^(sort-key .*)", r"\1-own", text, flags=re.MULTILINE)
+        self.machine.put(text, f"{folder}/{entry}")
+
+
+def of(machine: Machine) -> Bootloader:
+    """Return the bootloader of `machine`."""
+    return SystemdBoot(machine) if machine.image.kind == SYSTEMD_BOOT else Grub(machine)

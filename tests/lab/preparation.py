@@ -1,0 +1,169 @@
+"""Scenarios of host preparation on machines that boot by themselves: what was written is what is booted.
+
+The tests of each bootloader are a file of their own, because each file has its machines for itself.
+"""
+
+from __future__ import annotations
+
+import json
+
+from . import bootloader, topology
+from .disk import SYSTEMD_BOOT
+from .machine import Machine, Result
+
+# A run of dracut takes most of a minute where another machine runs beside it.
+TIMEOUT = 900.0
+WISHES = ("--pt", "--bind", topology.NIC)
+
+# Walks /etc and /boot; prints everything about each file that a user could notice.
+TREE = """
+import hashlib, json, os, stat
+found = {}
+for top in ("/etc", "/boot"):
+    for folder, directories, names in os.walk(top):
+        for path in (os.path.join(folder, name) for name in directories + names):
+            state = os.lstat(path)
+            entry = [oct(state.st_mode), state.st_uid, state.st_gid]
+            if stat.S_ISREG(state.st_mode):
+                entry.append(hashlib.sha256(open(path, "rb").read()).hexdigest())
+            elif stat.S_ISLNK(state.st_mode):
+                entry.append(os.readlink(path))
+            found[path] = entry
+print(json.dumps(found))
+"""
+# What the distribution's own tools and boots change, whoever asks them to: systemd-boot writes a new seed at
+# each boot, GRUB empties its environment when a choice for one boot was made; an initramfs has the time of
+# its making inside (their content is compared as lists instead).
+CHANGES_BY_ITSELF = ("/boot/efi/loader/random-seed", "/boot/grub/grubenv")
+IMAGES = ("initrd",)
+
+
+def tree(machine: Machine) -> dict[str, list[object]]:
+    """Return what is in /etc and /boot, without what no tool leaves alone."""
+    found: dict[str, list[object]] = json.loads(
+        machine.run(["python3", "-c", TREE], timeout=120).check().text
+    )
+    return {
+        path: state[:3] if path.rpartition("/")[2].startswith(IMAGES) else state
+        for path, state in found.items()
+        if path not in CHANGES_BY_ITSELF
+    }
+
+
+def images(machine: Machine) -> dict[str, list[str]]:
+    """Return the lists of files in every initramfs that is booted."""
+    lister = "lsinitrd" if machine.image.kind == SYSTEMD_BOOT else "lsinitramfs"
+    paths = [path for path in tree(machine) if path.rpartition("/")[2].startswith(IMAGES)]
+    found = {}
+    for path in paths:
+        lines = machine.run([lister, path], timeout=120).check().text.splitlines()
+        # lsinitrd prints times; the names are at the ends.
+        found[path] = sorted({line.rpartition(" ")[2] for line in lines if "/" in line})
+    return found
+
+
+def host(machine: Machine, *arguments: str) -> Result:
+    """Run `virtpass host`."""
+    return machine.run(["virtpass", "host", *arguments], timeout=TIMEOUT)
+
+
+def status(machine: Machine) -> dict[str, object]:
+    """Return what status says, whatever its verdict."""
+    found: dict[str, object] = json.loads(host(machine, "status", "--json").text)
+    return found
+
+
+def verdicts(machine: Machine) -> set[str]:
+    checks = status(machine)["checks"]
+    assert isinstance(checks, list)
+    return {check["verdict"] for check in checks}
+
+
+def fallback(machine: Machine, loader: bootloader.Bootloader) -> str:
+    """Return the identifier of the entry without our arguments, as the distribution's tools know it."""
+    (entry, *_) = [one for one in loader.entries() if "virtpass" in one]
+    return entry
+
+
+def has_only_host_drivers(machine: Machine) -> bool:
+    return machine.driver(topology.NIC) == machine.driver(topology.SECOND_NIC) == "e1000e"
+
+
+def assert_bound_early(machine: Machine) -> None:
+    """The NIC is on vfio-pci, its twin on the host's driver, which has never seen the first."""
+    assert machine.driver(topology.NIC) == "vfio-pci"
+    assert machine.driver(topology.SECOND_NIC) == "e1000e"
+    log = machine.run(["dmesg"]).check().text
+    assert f"e1000e {topology.SECOND_NIC}" in log
+    assert f"e1000e {topology.NIC}" not in log
+
+
+def there_and_back(machine: Machine) -> None:
+    """Apply, boot, leave by the fallback entry, revert: nothing is left. Raises AssertionError."""
+    loader = bootloader.of(machine)
+    before, images_before = tree(machine), images(machine)
+    plan = json.loads(host(machine, "plan", "--json").check().text)
+    assert (plan["iommu"]["state"], plan["files"], plan["commands"]) == ("on", [], [])
+
+    shown = host(machine, "plan", *WISHES).check().text
+    assert "+" in shown and tree(machine) == before
+    applied = host(machine, "apply", *WISHES, "--yes").check()
+    assert "it takes effect at the next boot" in applied.error_text
+    assert verdicts(machine) == {"right", "waiting for a reboot"}
+    again = host(machine, "apply", *WISHES, "--yes").check()
+    assert "it is applied already" in again.error_text
+
+    machine.reboot()
+    assert "iommu=pt" in loader.arguments()
+    assert_bound_early(machine)
+    assert host(machine, "status").check().status == 0
+    assert verdicts(machine) == {"right"}
+
+    loader.choose_once(fallback(machine, loader))
+    machine.reboot()
+    assert "virtpass=off" in loader.arguments()
+    assert "iommu=pt" not in loader.arguments()
+    assert has_only_host_drivers(machine)
+
+    host(machine, "revert", "--yes").check()
+    assert tree(machine) == before
+    for path, names in images(machine).items():
+        assert set(names) ^ set(images_before[path]) == set(), path
+    assert machine.run(["test", "-e", "/var/lib/virtpass/host"]).status == 1
+    machine.reboot()
+    assert not {"iommu=pt", "virtpass=off"} & set(loader.arguments())
+    assert has_only_host_drivers(machine)
+    assert tree(machine) == before
+
+
+def on_trial(machine: Machine) -> None:
+    """Try in one boot that a power cut ends; try again and confirm. Raises AssertionError."""
+    loader = bootloader.of(machine)
+    before = tree(machine)
+    assert "nothing is on trial" in host(machine, "confirm", "--yes").error_text
+    host(machine, "apply", *WISHES, "--trial", "--yes").check()
+    assert "this boot is not the trial" in host(machine, "confirm", "--yes").error_text
+
+    machine.reboot()
+    assert {"iommu=pt", "virtpass=trial"} <= set(loader.arguments())
+    assert_bound_early(machine)
+    assert verdicts(machine) == {"right"}
+
+    machine.reset()
+    assert not {"iommu=pt", "virtpass=trial"} & set(loader.arguments())
+    assert has_only_host_drivers(machine)
+    assert host(machine, "status").status == 1
+
+    host(machine, "apply", *WISHES, "--trial", "--yes").check()
+    machine.reboot()
+    host(machine, "confirm", "--yes").check()
+    machine.reboot()
+    assert "iommu=pt" in loader.arguments()
+    assert "virtpass=trial" not in loader.arguments()
+    assert_bound_early(machine)
+    assert host(machine, "status").status == 0
+
+    host(machine, "revert", "--yes").check()
+    assert tree(machine) == before
+    machine.reboot()
+    assert "iommu=pt" not in loader.arguments()
