@@ -4,6 +4,8 @@
 SYSTEM_PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
+# Two at a time, each file by one of them: a machine of the lab keeps one core busy.
+PARALLEL := -n 2 --dist loadfile
 BOOTSTRAP := $(SYSTEM_PYTHON) -I tests/bootstrap.py
 
 .DEFAULT_GOAL := help
@@ -30,13 +32,13 @@ demo: packages environment deb image  ## Watch a GPU go to a VM and come back, i
 	$(PYTHON) -m tests.lab.demo
 
 test: packages environment deb image  ## Run all tests: the fast ones, then the lab
-	$(PYTEST) tests
+	$(PYTEST) $(PARALLEL) tests
 
 test-fast: packages environment  ## Run the tests that need no virtual machine
-	$(PYTEST) -m 'not lab and not slow' tests
+	$(PYTEST) $(PARALLEL) -m 'not lab and not slow' tests
 
 lab: packages environment deb image  ## Run the tests on a virtual machine with a real kernel, IOMMU and libvirt
-	$(PYTEST) -m lab tests/lab
+	$(PYTEST) $(PARALLEL) -m lab tests/lab
 
 # Before pytest, which keeps what is printed to itself: this shows how far it is.
 image: packages environment
