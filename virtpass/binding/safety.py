@@ -12,8 +12,6 @@ from virtpass.pci.usage import claimed_disk, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
-SWITCH_IOMMU_ON = "switch on VT-d or AMD-Vi in the firmware; on Intel also boot with intel_iommu=on"
-
 # An unbind of the proprietary driver that finds a user never ends, even when the user does, and users in
 # the kernel show nowhere (NVIDIA/open-gpu-kernel-modules issues 1119 and 1374). Unloading it fails cleanly.
 _NEVER_UNBOUND = "nvidia"
@@ -95,7 +93,7 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
         raise RefusedError(
             "no-iommu",
             f"{address} cannot be isolated: no IOMMU is active on this host",
-            SWITCH_IOMMU_ON,
+            "virtpass host plan tells what it takes",
         )
     if regions := sysfs.direct_regions(host, group):
         raise RefusedError(

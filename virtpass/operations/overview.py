@@ -4,7 +4,6 @@ import shlex
 from dataclasses import dataclass
 
 from virtpass.binding.journal import journals
-from virtpass.binding.safety import SWITCH_IOMMU_ON
 from virtpass.hook.install import HookStatus, hook_status
 from virtpass.operations.devices import DeviceReport, lent_devices, reports
 from virtpass.operations.domains import DomainReport, list_domains
@@ -87,7 +86,7 @@ def _next_step(
     unfinished: tuple[str, ...],
 ) -> str:
     if not groups:
-        return SWITCH_IOMMU_ON
+        return "virtpass host plan"
     if unfinished:
         return "virtpass recover"
     if not hook.works:
