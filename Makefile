@@ -28,7 +28,7 @@ NEEDS_bench := environment bench
 NEEDS_image := environment lab
 GROUPS := $(sort $(foreach goal,$(MAKECMDGOALS),$(or $(NEEDS_$(goal)),environment)))
 
-demo: packages environment deb image  ## Watch a GPU go to a VM and come back, in a virtual machine
+demo: packages environment deb  ## Watch a GPU go to a VM and come back, in a virtual machine
 	$(PYTHON) -m tests.lab.demo
 
 test: packages environment deb image  ## Run all tests: the fast ones, then the lab
