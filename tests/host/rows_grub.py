@@ -31,7 +31,8 @@ for i in "$R"/etc/grub.d/*; do
     case "$i" in */README) continue ;; esac
     echo
     echo "### BEGIN /etc/grub.d/${i##*/} ###"
-    sed "s,/etc/grub.d/10_linux,sh $R&," "$i" > "$R/.script"
+    sed -e "s,-x /etc/grub.d/10_linux,-e $R/etc/grub.d/10_linux,;t" -e "s,/etc/grub.d/10_linux,sh $R&," \
+        "$i" > "$R/.script"
     sh "$R/.script"
     echo "### END /etc/grub.d/${i##*/} ###"
 done

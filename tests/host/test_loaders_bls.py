@@ -210,8 +210,9 @@ def test_fedora_gets_edits_of_files_and_runs_nothing(tmp_path: Path) -> None:
     assert [(edit.path, edit.form) for edit in plan.edits[:-1]] == [
         (f"{ENTRIES}/{MACHINE}-7.0.10-301.fc44.x86_64.conf", EntryOptions(ARGUMENTS)),
         (f"{ENTRIES}/{MACHINE}-6.19.8-300.fc44.x86_64.conf", EntryOptions(ARGUMENTS)),
-        (CMDLINE, LineTokens(ARGUMENTS, options)),
+        # The older of the two, or the installation of a kernel would make all entries anew.
         (DEFAULTS, VariableTokens("GRUB_CMDLINE_LINUX", ARGUMENTS)),
+        (CMDLINE, LineTokens(ARGUMENTS, options)),
     ]
     extra = plan.edits[-1]
     assert extra.path == f"{ENTRIES}/{MACHINE}-0-virtpass.conf"

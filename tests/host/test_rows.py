@@ -14,7 +14,7 @@ import pytest
 
 from tests.host import rows_bls, rows_grub, rows_systemd_boot
 from tests.host.rows import Programs, Row, build
-from tests.simulation import NIC, SPARE, desktop
+from tests.simulation import NIC, desktop
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs import GENERATORS
 from virtpass.host.initramfs.base import Image
@@ -58,7 +58,7 @@ def wishes(row: Row, host: Host, **more: object) -> Wishes:
     """Return what is wished of every host: something for the bootloader and something for the initramfs."""
     made = next((one for one in GENERATORS if one.name == row.generator), None)
     # A device with a twin, wherever its address can be looked at early enough.
-    bind = () if made is None else (NIC,) if made.runs_scripts else (SPARE,)
+    bind = (NIC,) if made is not None and made.runs_scripts else ()
     return Wishes(bind=bind, passthrough=True, bootloader=row.bootloader, **more)  # type: ignore[arg-type]
 
 

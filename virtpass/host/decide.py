@@ -78,10 +78,26 @@ def decide(
     by_address = runs_scripts and all(
         kernel.presence("vfio-pci") is not Presence.BUILT_IN for kernel in facts.kernels
     )
+    if devices and not runs_scripts:
+        _refuse_unloaded(facts)
     if devices and not by_address:
         arguments.append(_ids(facts.running, inventory, wishes, devices, notes, runs_scripts=runs_scripts))
     early = _early(facts, iommu, inventory, wishes, devices, notes, by_address=by_address)
     return Decision(tuple(arguments), early, devices, tuple(notes))
+
+
+def _refuse_unloaded(facts: HostFacts) -> None:
+    """Refuse to bind by id where nothing loads vfio-pci before the host's drivers.
+
+    Raises:
+        RefusedError: vfio-pci is a module of a kernel.
+    """
+    if any(kernel.presence("vfio-pci") is Presence.MODULE for kernel in facts.kernels):
+        raise RefusedError(
+            "no-early-binding",
+            "nothing of ours runs in this initramfs, so the host's drivers would come before vfio-pci",
+            "let the hook take devices when a domain starts; that needs no binding at boot",
+        )
 
 
 def _for_iommu(

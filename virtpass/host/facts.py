@@ -47,6 +47,22 @@ class HostFacts:
         """The installed kernels, by version."""
         return installed_kernels(self.host)
 
+    @cached_property
+    def root_words(self) -> tuple[str, ...]:
+        """Kernel arguments that name the host's root: those that run, else what its own files say."""
+        for words in (self.running, tokens.split(self.text("/etc/kernel/cmdline")), self._root_in_fstab()):
+            if any(tokens.key(word) == "root" for word in words):
+                return words
+        return ()
+
+    def _root_in_fstab(self) -> tuple[str, ...]:
+        for line in self.text("/etc/fstab").splitlines():
+            fields = line.split()
+            if len(fields) >= 4 and fields[1] == "/" and not fields[0].startswith("#"):
+                flags = [one for one in fields[3].split(",") if one.startswith(("subvol=", "subvolid="))]
+                return (f"root={fields[0]}", *(f"rootflags={one}" for one in flags))
+        return ()
+
     def has(self, path: str) -> bool:
         """Tell whether the host has a file or directory."""
         return self.host.exists(path)

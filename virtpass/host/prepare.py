@@ -210,13 +210,19 @@ def _brought_up_to_date(
             )
             boot = loader.plan(facts, request).commands
     except VirtpassError:
-        # What is there now cannot be planned for any more; what was run then is still the best that is known.
-        return record
+        # What is there now cannot be planned for any more; what was run then is the best that is known, but
+        # for kernels that are gone.
+        images, boot = (tuple(one for one in part if _can_run(facts, one)) for part in (images, boot))
     return replace(
         record,
         images=replace(record.images, commands=_renewed(record.images.commands, images)),
         boot=replace(record.boot, commands=_renewed(record.boot.commands, boot)),
     )
+
+
+def _can_run(facts: HostFacts, command: Command) -> bool:
+    """Tell whether the kernels that a command names are still there."""
+    return all(facts.has(word) for word in command.argv[1:] if "vmlinuz" in word and word.startswith("/"))
 
 
 def _renewed(recorded: tuple[Command, ...], fresh: tuple[Command, ...]) -> tuple[Command, ...]:

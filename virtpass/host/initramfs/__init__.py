@@ -31,7 +31,7 @@ def generator(facts: HostFacts) -> Generator:
         raise RefusedError(
             "no-initramfs-generator",
             "no known generator of an initramfs is on this host",
-            "virtpass host plan shows what to add by hand",
+            "let the hook take devices when a domain starts; that needs no initramfs",
         )
     if len(found) > 1:
         seen = "; ".join(f"{one.title}: {text}" for one, text in found)

@@ -53,7 +53,7 @@ class SdbootutilDracut(Dracut):
         partition = _partition(facts)
         found: dict[str, Image] = {}
         for entry in bls.list_entries(facts.host, f"{partition}/loader/entries"):
-            if not bls.is_of_root(entry.options, facts.running) or "virtpass" in entry.name:
+            if not bls.is_of_root(entry.options, facts.root_words) or "virtpass" in entry.name:
                 continue
             version = entry.value("version").rpartition("@")[2]
             for path in entry.values("initrd"):

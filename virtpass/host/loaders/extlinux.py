@@ -9,7 +9,7 @@ from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MenuLines, OwnFile, VariableTokens
 from virtpass.host.loaders.grub_cfg import role
-from virtpass.host.loaders.roots import root_token, starts_this_root
+from virtpass.host.loaders.roots import refuse_mixed, root_token, starts_this_root, the_one
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
 
@@ -115,6 +115,8 @@ class Extlinux:
             entry = _entry(first, "{options} " + OFF)
         elif request.with_fallback:
             notes.append(_no_fallback(menu))
+        the_one(path for path in _MENUS if facts.has(path))
+        refuse_mixed(facts, menu, (tokens.split(one.values.get("append", "")) for one in self._labels(facts)))
         form = MenuLines(_APPEND, root_token(facts), "all", request.arguments, entry)
         edit = Edit(menu, form, "gives the kernel arguments to extlinux")
         return BootPlan((edit,), (), tuple(notes), fallback=_SAFE_TITLE if entry else "")

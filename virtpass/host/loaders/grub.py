@@ -225,7 +225,9 @@ def script_text(request: BootRequest) -> str:
 export GRUB_CMDLINE_LINUX_DEFAULT="${{GRUB_VIRTPASS_BEFORE:+$GRUB_VIRTPASS_BEFORE }}{added}"
 export GRUB_DISABLE_RECOVERY=true
 export GRUB_SAVEDEFAULT=false
-entries=$({_LINUX_SCRIPT})
+# What keeps us from repeating them must not keep others from writing their menu.
+[ -x {_LINUX_SCRIPT} ] || exit 0
+entries=$({_LINUX_SCRIPT}) || exit 0
 printf '%s\\n' "$entries" | sed \\
     -e "s/^\\([[:blank:]]*\\(menuentry\\|submenu\\) '\\)/\\1{title}/" \\
     -e "s/\\(menuentry_id_option '\\)gnulinux-/\\1{OURS}gnulinux-/"

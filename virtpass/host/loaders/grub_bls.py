@@ -151,7 +151,7 @@ class GrubBls:
             if entry.is_linux
             and (
                 (machine and entry.name.startswith(f"{machine}-"))
-                or bls.is_of_root(_replaced(entry.options, environment), facts.running)
+                or bls.is_of_root(_replaced(entry.options, environment), facts.root_words)
             )
         ]
 
@@ -178,6 +178,10 @@ class GrubBls:
             path = facts.host.real_path(_ENVIRONMENT)
             form = EnvironmentTokens(_VARIABLE.removeprefix("$"), arguments)
             edits.append(Edit(path, form, "gives the kernel arguments to the entries that refer to it"))
+        # Before the command line: where that is the older one, the installation of a kernel makes
+        # grub2-mkconfig write all entries anew.
+        if facts.has(DEFAULTS):
+            edits.append(self._defaults(facts, arguments))
         # Where entries refer to the variable, those of later kernels do too.
         if len(literal) == len(normal) or facts.has(CMDLINE):
             line = " ".join(token for token in original if not token.startswith("$"))
@@ -188,8 +192,6 @@ class GrubBls:
                     "gives the kernel arguments to the entries of later kernels",
                 )
             )
-        if facts.has(DEFAULTS):
-            edits.append(self._defaults(facts, arguments))
         return edits
 
     def _defaults(self, facts: HostFacts, arguments: tuple[str, ...]) -> Edit:

@@ -10,7 +10,7 @@ from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock, MenuLines, OwnFile
 from virtpass.host.loaders.grub_cfg import role
-from virtpass.host.loaders.roots import root_token, starts_this_root
+from virtpass.host.loaders.roots import refuse_mixed, root_token, starts_this_root, the_one
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
 
@@ -42,6 +42,9 @@ _PER_KERNEL = re.compile(r"^[ \t]*KERNEL_CMDLINE\[(?!\"?default\"?\])", re.MULTI
 _CMDLINE = r"(?i)[ \t]*(?:kernel_)?cmdline:[ \t]*(?P<options>.*?)[ \t\r]*$"
 _SAFE_TITLE = "Without passthrough"
 _DEADLINE = 1800.0
+_ENROLLED = b"++CONFIG_B2SUM_SIGNATURE++"
+_HASH = 128
+_MAX_PROGRAM = 8 << 20
 
 
 @dataclass(slots=True)
@@ -68,16 +71,18 @@ class Limine:
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
         """Add to the default command line of limine-entry-tool, or to the lines of a kept menu."""
+        tool = next((name for name in _TOOLS if facts.has_program(name)), "")
+        # It may build every initramfs too, and keeps copies of kernels: what it writes is not known.
+        refresh = Command((tool,), "writes the boot menu anew", "up to some minutes", _DEADLINE)
         if not request.arguments:
-            return BootPlan()
+            return BootPlan((), (refresh,)) if tool and request.rebuilds_initramfs else BootPlan()
         if request.is_trial:
             raise RefusedError(
                 "no-trial",
                 "Limine cannot boot an entry exactly once",
                 "apply without --trial; the boot menu can edit an entry before it is booted (key E)",
             )
-        tool = next((name for name in _TOOLS if facts.has_program(name)), "")
-        return self._plan_generated(facts, request, tool) if tool else self._plan_kept(facts, request)
+        return self._plan_generated(facts, request, refresh) if tool else self._plan_kept(facts, request)
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         """Parse the menu."""
@@ -98,7 +103,13 @@ class Limine:
         """Know of none."""
         return None
 
-    def _plan_generated(self, facts: HostFacts, request: BootRequest, tool: str) -> BootPlan:
+    def _plan_generated(self, facts: HostFacts, request: BootRequest, refresh: Command) -> BootPlan:
+        if not self.entries(facts):
+            raise RefusedError(
+                "no-entries",
+                f"{self._menu(facts)} has no entry with kernel arguments to read (unified kernel images?)",
+                f"add by hand: {' '.join(request.arguments)}",
+            )
         names = [f"{_DROP_INS}/{name}" for name in facts.host.names(_DROP_INS) if name.endswith(".conf")]
         for path in (*_SETTINGS, *names):
             if path != DROP_IN and _PER_KERNEL.search(facts.text(path)):
@@ -107,14 +118,13 @@ class Limine:
                     f"{path} gives a kernel a command line of its own, which the common one does not reach",
                     f"add there by hand: {' '.join(request.arguments)}",
                 )
-        text = f'KERNEL_CMDLINE[default]+=" {" ".join(request.arguments)}"\n'
+        # Blanks at both ends: others may be added before and after.
+        text = f'KERNEL_CMDLINE[default]+=" {" ".join(request.arguments)} "\n'
         reason = "gives the kernel arguments to Limine"
         if _ASSIGNED.search(facts.text(DEFAULTS)):
             edit = Edit(DEFAULTS, MarkedBlock(text), reason)
         else:
             edit = Edit(DROP_IN, OwnFile(HEAD + text), reason)
-        # It may build every initramfs too, and keeps copies of kernels: what it writes is not known.
-        refresh = Command((tool,), "writes the boot menu anew", "up to some minutes", _DEADLINE)
         notes = []
         if request.with_fallback:
             reason = "limine-entry-tool owns the boot menu, so no entry without these arguments is added"
@@ -135,6 +145,10 @@ class Limine:
         elif request.with_fallback:
             text = f"{menu} has no entry that could be repeated without these arguments"
             notes.append(Note("no-fallback", text, Severity.WARNING))
+        the_one(path for path in _MENUS if facts.has(path))
+        found = self._entries(facts)
+        refuse_mixed(facts, menu, (tokens.split(one.value("cmdline", "kernel_cmdline")) for one in found))
+        _refuse_hashes(facts, menu, found)
         form = MenuLines(_CMDLINE, root_token(facts), "all", request.arguments, entry)
         edit = Edit(menu, form, "gives the kernel arguments to Limine")
         return BootPlan((edit,), (), tuple(notes), fallback=_SAFE_TITLE if entry else "")
@@ -154,6 +168,32 @@ class Limine:
 
     def _menu(self, facts: HostFacts) -> str:
         return next((path for path in _MENUS if facts.has(path)), "")
+
+
+def _refuse_hashes(facts: HostFacts, menu: str, entries: list[_Entry]) -> None:
+    """Refuse a menu that Limine would not accept after an edit, or whose files it would not.
+
+    Raises:
+        RefusedError: the program has the hash of its menu inside, or the menu has hashes of files.
+    """
+    for folder in dict.fromkeys(path.rpartition("/")[0] for path in _MENUS):
+        for name in facts.host.names(folder):
+            if not name.lower().endswith(".efi"):
+                continue
+            content = facts.host.read_bytes(f"{folder}/{name}", _MAX_PROGRAM) or b""
+            _, mark, rest = content.partition(_ENROLLED)
+            if mark and rest[:_HASH].strip(b"0"):
+                raise RefusedError(
+                    "enrolled",
+                    f"{folder}/{name} accepts no other {menu} than the one it was enrolled with",
+                    "add the arguments by hand, and enrol it anew",
+                )
+    if any("#" in value for entry in entries for name, value in entry.options if name.endswith("path")):
+        raise RefusedError(
+            "file-hashes",
+            f"{menu} has hashes of kernels or images, which would not fit those that are built anew",
+            "add the arguments by hand",
+        )
 
 
 def _parse(text: str) -> list[_Entry]:

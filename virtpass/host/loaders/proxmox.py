@@ -40,8 +40,10 @@ class Proxmox:
 
     def evidence(self, facts: HostFacts) -> Evidence | None:
         """See the list of partitions, which nothing but the tool makes."""
-        if facts.has(PARTITIONS) and facts.has_program("proxmox-boot-tool"):
-            return Evidence(f"{PARTITIONS} exists", replaces=("grub", "systemd-boot", "loader-entries"))
+        if facts.text(PARTITIONS) and facts.has_program("proxmox-boot-tool"):
+            return Evidence(
+                f"{PARTITIONS} names partitions", replaces=("grub", "systemd-boot", "loader-entries")
+            )
         return None
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:

@@ -39,7 +39,9 @@ def program(facts: HostFacts) -> str:
 
 def entries_directory(facts: HostFacts) -> str:
     """Return the directory of the entries that systemd-boot reads; empty when there is none with entries."""
-    for partition in PARTITIONS:
+    # Beside the loader itself first: elsewhere entries may be left that another loader has read.
+    own = program(facts).partition("/EFI/")[0]
+    for partition in (*((own,) if own else ()), *PARTITIONS):
         directory = f"{partition}/loader/entries"
         if any(name.endswith(".conf") for name in facts.host.names(directory)):
             return directory
@@ -61,7 +63,7 @@ def linux_entries(facts: HostFacts, directory: str) -> list[BlsEntry]:
     return [
         entry
         for entry in list_entries(facts.host, directory)
-        if entry.is_linux and is_of_root(entry.options, facts.running)
+        if entry.is_linux and is_of_root(entry.options, facts.root_words)
     ]
 
 

@@ -165,7 +165,7 @@ def _is_measured(facts: HostFacts) -> bool:
 
 def _own(facts: HostFacts, entries: Sequence[BlsEntry]) -> list[BlsEntry]:
     """Return the entries of the running snapshot; those of others are not touched by the tool either."""
-    return [one for one in entries if one.is_linux and bls.is_of_root(one.options, facts.running)]
+    return [one for one in entries if one.is_linux and bls.is_of_root(one.options, facts.root_words)]
 
 
 def _normal(facts: HostFacts, directory: str) -> list[BlsEntry]:

@@ -31,6 +31,7 @@ SAFE_LINE = "/etc/virtpass/fallback-cmdline"
 _PRESETS = "/etc/mkinitcpio.d"
 _PROGRAM = "/usr/bin/mkinitcpio"
 _ASSIGNMENT = re.compile(r"^[ \t]*([A-Za-z_]\w*)=(?:\(([^)]*)\)|\"([^\"]*)\"|'([^']*)'|(\S*))", re.MULTILINE)
+_POST_HOOKS = ("/usr/lib/initcpio/post", "/etc/initcpio/post")
 _SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _DEADLINE = 3600.0
 
@@ -102,6 +103,12 @@ class Uki:
             )
             notes.append(Note("no-fallback", text, Severity.WARNING))
         if (facts.host.read_bytes(_SECURE_BOOT) or b"")[4:5] == b"\1":
+            if not _are_signed(facts):
+                raise RefusedError(
+                    "secure-boot",
+                    "Secure Boot is on, and nothing here signs images that are built anew: none would boot",
+                    "set up sbctl, or a key in /etc/kernel/uki.conf, or switch Secure Boot off",
+                )
             text = (
                 "Secure Boot is on: images that are built anew must be signed anew, which the hook of sbctl "
                 "does; look at sbctl verify before the reboot"
@@ -141,6 +148,12 @@ class Uki:
     def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
         """Say that there is no way: an image for one boot alone is not made."""
         return None
+
+
+def _are_signed(facts: HostFacts) -> bool:
+    """Tell whether something signs images after they were built."""
+    hooks = [name for folder in _POST_HOOKS for name in facts.host.names(folder)]
+    return bool(hooks) or "SecureBootPrivateKey=" in facts.text("/etc/kernel/uki.conf")
 
 
 def _images(facts: HostFacts) -> list[_Image]:
