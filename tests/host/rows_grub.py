@@ -525,15 +525,19 @@ def _limine(name: str, *, assigns: bool) -> Row:
     return Row(name, files, "limine", "mkinitcpio", programs)
 
 
+_MENU = "/boot/limine/limine.conf"
+_KEPT_MENU = (
+    "timeout: 3\n\n/Arch Linux\n    protocol: linux\n    path: boot():/vmlinuz-linux\n"
+    f"    cmdline: {ROOT} rw\n    module_path: boot():/initramfs-linux.img\n\n"
+    "/Other system\n    protocol: linux\n    path: boot():/other/vmlinuz\n"
+    "    cmdline: root=/dev/sdb1 ro\n"
+)
+
+
 def _limine_kept() -> Row:
     version = "6.17.1-arch1-1"
     files = _base("arch", "Arch Linux", version) | mkinitcpio_files("linux", version)
-    files["/boot/limine/limine.conf"] = (
-        "timeout: 3\n\n/Arch Linux\n    protocol: linux\n    path: boot():/vmlinuz-linux\n"
-        f"    cmdline: {ROOT} rw\n    module_path: boot():/initramfs-linux.img\n\n"
-        "/Other system\n    protocol: linux\n    path: boot():/other/vmlinuz\n"
-        "    cmdline: root=/dev/sdb1 ro\n"
-    )
+    files[_MENU] = _KEPT_MENU
     return Row("arch-limine-by-hand", files, "limine", "mkinitcpio", {"mkinitcpio": _mkinitcpio("linux")})
 
 
@@ -614,6 +618,25 @@ ROWS: tuple[Row, ...] = (
         {"/etc/default/grub": Link("/srv/dotfiles/grub"), "/srv/dotfiles/grub": _ARCH_DEFAULTS},
         of=_arch(),
     ),
+    _refused(
+        "limine-shared-root",
+        "shared-root",
+        {_MENU: _KEPT_MENU + f"\n/Other\n    protocol: linux\n    cmdline: {ROOT} rootflags=subvol=@other\n"},
+        of=_limine_kept(),
+    ),
+    _refused(
+        "limine-hashes",
+        "file-hashes",
+        {_MENU: _KEPT_MENU.replace("initramfs-linux.img", "initramfs-linux.img#0123456789abcdef")},
+        of=_limine_kept(),
+    ),
+    _refused(
+        "limine-enrolled",
+        "enrolled",
+        {"/boot/EFI/limine/BOOTX64.EFI": b"MZ\0++CONFIG_B2SUM_SIGNATURE++" + b"a1" * 64 + b"\0"},
+        of=_limine_kept(),
+    ),
+    _refused("limine-twice", "ambiguous-menu", {"/boot/limine.conf": _KEPT_MENU}, of=_limine_kept()),
     _two_loaders(),
     _unknown(),
 )

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.host import rows_systemd_boot
-from tests.host.rows import LOADER_INFO, Programs, Row, build, loader_info
+from tests.host.rows import LOADER_INFO, PROGRAM, Programs, Row, build, loader_info
 from tests.host.rows_systemd_boot import MACHINE, ROOT, unified
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootEntry, BootPlan, BootRequest, Loader, Role
@@ -22,6 +22,8 @@ from virtpass.host.facts import HostFacts, read_facts
 from virtpass.host.forms import Form, JsonTokens, LineTokens, form_from_json, form_to_json
 from virtpass.host.loaders import LOADERS, sd_boot
 from virtpass.host.loaders.bls import list_entries, parse_entry, version_key
+from virtpass.host.loaders.proxmox import Proxmox
+from virtpass.host.loaders.uki import Uki
 from virtpass.host.loaders.uki_image import read_command_line
 from virtpass.system.errors import RefusedError, VirtpassError
 from virtpass.system.files import remove_file, write_state
@@ -663,3 +665,21 @@ def test_proxmox_without_a_command_line_gets_the_running_one(tmp_path: Path) -> 
     edit = loader_of(row).plan(facts, REQUEST).edits[0]
     assert edit.form.add(None).decode() == "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on iommu=pt\n"
     assert refusal(loader_of(row), put(facts, "/proc/cmdline", "quiet\n")) == "no-root"
+
+
+def test_unified_images_that_nothing_signs_are_not_built_under_secure_boot(tmp_path: Path) -> None:
+    (row,) = (one for one in rows_systemd_boot.ROWS if one.name == "arch-uki")
+    secure_boot = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    files = {**row.files, secure_boot: b"\6\0\0\0\1"}
+    host = build(tmp_path, files)
+    with pytest.raises(RefusedError, match="nothing here signs images that are built anew"):
+        Uki().plan(read_facts(host), BootRequest(("iommu=pt",)))
+    build(tmp_path, {"/etc/initcpio/post/sbctl": PROGRAM})
+    plan = Uki().plan(read_facts(host), BootRequest(("iommu=pt",)))
+    assert "secure-boot" in [note.reference for note in plan.notes]
+
+
+def test_an_empty_list_of_partitions_is_no_evidence_for_proxmox(tmp_path: Path) -> None:
+    (row,) = (one for one in rows_systemd_boot.ROWS if one.name == "proxmox-both")
+    host = build(tmp_path, {**row.files, "/etc/kernel/proxmox-boot-uuids": "\n"})
+    assert Proxmox().evidence(read_facts(host)) is None
