@@ -1,0 +1,18 @@
+"""Host preparation with systemd-boot and dracut."""
+
+from __future__ import annotations
+
+import pytest
+
+from .machine import Machine
+from .preparation import on_trial, there_and_back
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+def test_applied_booted_left_by_the_fallback_and_taken_back(systemd_boot: Machine) -> None:
+    there_and_back(systemd_boot)
+
+
+def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(systemd_boot: Machine) -> None:
+    on_trial(systemd_boot)
