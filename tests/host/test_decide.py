@@ -431,9 +431,16 @@ def test_a_blacklist_of_whole_cards_takes_nobody_else_s_driver(host: SimulatedHo
     assert not any(text.startswith("!") for text in found)
 
 
-def test_a_blacklist_cannot_be_tried_in_one_boot(host: SimulatedHost) -> None:
-    with pytest.raises(RefusedError, match="counts in every boot"):
+def test_what_counts_in_every_boot_cannot_be_tried_in_one(host: SimulatedHost) -> None:
+    with pytest.raises(RefusedError, match="--blacklist would count in every boot"):
         decided(host, blacklist=("i915",), trial=True)
+    with pytest.raises(RefusedError, match="--softdep would count in every boot"):
+        decided(host, softdeps=("i915",), trial=True)
+
+
+def test_a_trial_with_unsafe_interrupts_is_refused(host: SimulatedHost) -> None:
+    with pytest.raises(RefusedError, match="--unsafe-interrupts would count in every boot"):
+        decided(host, unsafe_interrupts=True, trial=True)
 
 
 def test_the_driver_of_what_the_host_needs_is_not_blacklisted(host: SimulatedHost) -> None:

@@ -162,6 +162,14 @@ def test_a_command_that_fails_leaves_the_tree_as_it_was(row: Row, tmp_path: Path
         assert host_preparation.plan_undo(host) is None
 
 
+def test_a_trial_does_not_take_away_what_lasts(tmp_path: Path) -> None:
+    (row,) = (one for one in ROWS if one.name == "debian-13-grub")
+    host = ready(row, tmp_path)
+    host_preparation.apply(host, host_preparation.plan(host, wishes(row, host)), run=Programs(row.programs))
+    with pytest.raises(VirtpassError, match="a trial would take what is applied now out of the normal"):
+        host_preparation.plan(host, wishes(row, host, trial=True))
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row.name)
 def test_a_host_that_is_refused_is_not_touched(row: Row, tmp_path: Path) -> None:
     host = ready(row, tmp_path)

@@ -445,6 +445,9 @@ from virtpass.system.host import Host
 from virtpass.transaction.engine import Room, Transaction
 from virtpass.transaction.plan import Command, FileChange, Plan
 
+# Whoever runs the tests in the background may ignore them, and what is ignored stays so.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 host = Host(sys.argv[1])
 phase = sys.argv[2]
 before = read_state(host, "/etc/file")

@@ -166,7 +166,7 @@ def bound_module(host: Host, address: PciAddress) -> str:
 
 def _for_vendor(argument: str, facts: HostFacts, iommu: Iommu, inventory: Inventory) -> Judgement:
     """Judge ``intel_iommu=`` and ``amd_iommu=``."""
-    vendor, value = argument.partition("_")[0], argument.partition("=")[2]
+    vendor, value = key(argument).partition("_")[0], argument.partition("=")[2]
     other = {"intel": "amd", "amd": "intel"}[vendor]
     if vendor == "amd" and not set(value.split(",")) & set(_AMD_VALUES):
         return _FIXED["amd_iommu=on"]

@@ -314,11 +314,16 @@ def _early(
     # A vfio-pci that is built in is there before all modules.
     if any(kernel.presence("vfio-pci") is Presence.MODULE for kernel in facts.kernels):
         softdeps += [name for names in modules.values() for name in names]
-    if wishes.blacklist and wishes.trial:
+    lasting = {
+        "blacklist": wishes.blacklist,
+        "softdep": wishes.softdeps,
+        "unsafe-interrupts": wishes.unsafe_interrupts,
+    }
+    if wishes.trial and (named := [f"--{name}" for name, wish in lasting.items() if wish]):
         raise RefusedError(
             "no-trial",
-            "a blacklist counts in every boot, so it cannot be tried in one",
-            "leave out --trial or --blacklist",
+            f"{' and '.join(named)} would count in every boot, and cannot be tried in one",
+            f"leave out --trial or {' and '.join(named)}",
         )
     for name in wishes.blacklist:
         _judge_blacklist(facts, inventory, wishes, name, devices, notes)

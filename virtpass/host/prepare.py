@@ -125,6 +125,12 @@ def _assemble(
     notes: list[Note] = []
     made, reason = _generator(facts)
     earlier = present or NOTHING
+    if wishes.trial and present is not None and not present.tried:
+        raise RefusedError(
+            "applied",
+            "a trial would take what is applied now out of the normal boot entries",
+            "run virtpass host revert first, or apply without --trial",
+        )
     rebuilds = decision.early.needs_initramfs or bool(earlier.image_files)
     loader, before = _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
     arguments = _not_there(decision.arguments, before, earlier, notes)

@@ -53,6 +53,7 @@ def plan(host: Host, wishes: Wishes) -> HostPlan:
         NotFoundError, RefusedError, UsageError: it cannot be done safely.
         PermissionDeniedError: this user may not read what it takes.
     """
+    _refuse_unfinished(host)
     return plan_host(read_facts(host), wishes, _record(host))
 
 
@@ -95,10 +96,7 @@ def apply(
     """
     with locked(host, ROOM):
         transaction = _transaction(host, say, run)
-        if transaction.pending() is not None:
-            raise RefusedError(
-                "unfinished", "an earlier change was cut off half way", "run virtpass host recover first"
-            )
+        _refuse_unfinished(host)
         if _record(host) != expected.present:
             raise RefusedError(
                 "changed-meanwhile",
@@ -190,6 +188,7 @@ def plan_confirm(host: Host) -> HostPlan:
     Raises:
         RefusedError: nothing is on trial, or this boot is not the trial.
     """
+    _refuse_unfinished(host)
     found = _record(host)
     if found is None or not found.tried:
         raise RefusedError("no-trial", "nothing is on trial", "virtpass host apply --trial begins one")
@@ -209,6 +208,7 @@ def plan_undo(host: Host) -> HostPlan | None:
     Raises:
         RefusedError: it cannot be done safely.
     """
+    _refuse_unfinished(host)
     found = _record(host)
     return None if found is None else plan_revert(read_facts(host), found)
 
@@ -235,6 +235,18 @@ def recover(
     """
     with locked(host, ROOM):
         return _transaction(host, say, run).recover()
+
+
+def _refuse_unfinished(host: Host) -> None:
+    """Refuse to plan on files that are half written.
+
+    Raises:
+        RefusedError: an earlier change was cut off half way.
+    """
+    if _transaction(host).pending() is not None:
+        raise RefusedError(
+            "unfinished", "an earlier change was cut off half way", "run virtpass host recover first"
+        )
 
 
 def _record(host: Host) -> HostRecord | None:

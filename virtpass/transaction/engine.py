@@ -174,6 +174,10 @@ class Transaction:
                 untouched = [one for one in untouched if self._is_untouched(one)]
                 self._command(pending.commands, interrupts)
                 for kept in untouched:
+                    # A file that a command made may be somebody else's by now, such as the image of a new
+                    # kernel that has just been built anew.
+                    if kept.before is None and not self._is_untouched(kept):
+                        continue
                     put(self._host, kept.path, kept.before)
                 for directory in reversed(pending.obsolete):
                     remove_directory(self._host, directory.path)
@@ -324,6 +328,8 @@ class Transaction:
                 "run sync",
             ) from error
         self._say("putting everything back")
+        # What has left the group of a program that was ended would write over it.
+        end_marked(pending.mark)
         way_back = WayBack(self._host, self._room, pending, self._problem_of)
         way_back.take()
         if way_back.problems:
