@@ -95,8 +95,8 @@ def read_facts(host: Host) -> HostFacts:
         is_uefi=host.exists("/sys/firmware/efi"),
         running=tokens.split((host.read("/proc/cmdline") or "") if is_running else ""),
         running_kernel=(host.read("/proc/sys/kernel/osrelease") or "") if is_running else "",
-        loader=_efi_text(host, "LoaderInfo") if is_running else "",
-        stub=_efi_text(host, "StubInfo") if is_running else "",
+        loader=efi_text(host, "LoaderInfo") if is_running else "",
+        stub=efi_text(host, "StubInfo") if is_running else "",
     )
 
 
@@ -119,7 +119,7 @@ def os_release(host: Host) -> dict[str, str]:
     return values
 
 
-def _efi_text(host: Host, name: str) -> str:
+def efi_text(host: Host, name: str) -> str:
     """Return a text variable of the boot loader interface: four bytes of attributes, then UTF-16."""
     content = host.read_bytes(f"{_EFIVARS}/{name}-{_LOADER_GUID}") or b""
     return content[4:].decode("utf-16-le", "replace").partition("\0")[0]

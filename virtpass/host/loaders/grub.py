@@ -16,6 +16,7 @@ from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock, OwnFile
 from virtpass.host.loaders.grub_cfg import GENERATED, OURS, parse_entries
+from virtpass.host.loaders.grubenv import refuse_unforgetting
 from virtpass.host.mounts import mount_of
 from virtpass.system.commands import output_of
 from virtpass.system.errors import FailedError, RefusedError
@@ -40,8 +41,6 @@ _DEADLINE = 900.0
 _SYNTAX_DEADLINE = 10.0
 # A grub.cfg of a host with hundreds of snapshots has some megabytes.
 _MAX_CONFIG = 16 << 20
-# File systems on which GRUB itself can write: only there a choice for one boot is forgotten in that boot.
-_WRITABLE_TO_GRUB = ("ext2", "ext3", "ext4", "xfs", "vfat")
 
 
 class Grub:
@@ -67,7 +66,9 @@ class Grub:
         notes = []
         missing = self._why_no_entry(facts)
         if request.is_trial:
-            self._refuse_unforgetting(facts, config, missing)
+            if missing:
+                raise RefusedError("no-trial", f"{missing}, so GRUB cannot get an entry for a trial")
+            refuse_unforgetting(facts, config)
             edits.append(Edit(SCRIPT, OwnFile(script_text(request)), "adds the entry of the trial", 0o755))
         elif request.with_fallback and missing:
             text = f"{missing}, so no entry without these arguments can be added"
@@ -184,18 +185,6 @@ class Grub:
         except FailedError:
             found = []
         return found[0].title if found else facts.distribution_name
-
-    def _refuse_unforgetting(self, facts: HostFacts, config: str, missing: str) -> None:
-        if missing:
-            raise RefusedError("no-trial", f"{missing}, so GRUB cannot get an entry for a trial")
-        mount = mount_of(facts.host, config)
-        if mount is None or mount.kind not in _WRITABLE_TO_GRUB or mount.is_stacked:
-            kind = "unknown" if mount is None else f"{mount.kind} on {mount.source}"
-            raise RefusedError(
-                "no-trial",
-                f"GRUB cannot write where its environment is ({kind}), so it would boot the trial for ever",
-                "apply without --trial; the fallback entry is the way back",
-            )
 
 
 def defaults_text(request: BootRequest) -> str:

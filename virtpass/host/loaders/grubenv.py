@@ -46,7 +46,6 @@ def refuse_unforgetting(facts: HostFacts, path: str) -> None:
         kind = "unknown" if mount is None else f"{mount.kind} on {mount.source}"
         raise RefusedError(
             "no-trial",
-            f"GRUB cannot write where its environment is kept ({kind}), so it would take a trial "
-            "again and again",
+            f"GRUB cannot write where its environment is ({kind}), so it would boot the trial for ever",
             "apply without --trial; the fallback entry is the way back",
         )

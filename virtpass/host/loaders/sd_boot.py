@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootEntry, BootPlan, BootRequest, Note, Role, Severity
-from virtpass.host.facts import HostFacts
+from virtpass.host.facts import HostFacts, efi_text
 from virtpass.host.loaders.bls import SUFFIX, BlsEntry, is_of_root, list_entries, newest, version_key
 from virtpass.host.loaders.extra_entry import extra_entry
 from virtpass.system.errors import FailedError, RefusedError
@@ -20,7 +20,6 @@ from virtpass.transaction.plan import Command
 LOADER = "systemd-boot"
 # Where distributions mount the EFI system partition or its extension, in the order of kernel-install.
 PARTITIONS = ("/efi", "/boot", "/boot/efi")
-_VARIABLES = "/sys/firmware/efi/efivars/{}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _SAVED = "@saved"
 _DEADLINE = 60.0
 
@@ -181,7 +180,7 @@ def refuse_unforgetting(facts: HostFacts) -> None:
             "apply without --trial; the fallback entry is the way back",
         )
     configured = _configured_default(facts)
-    if _SAVED in (configured, efi_text(facts, "LoaderEntryDefault")):
+    if _SAVED in (configured, efi_text(facts.host, "LoaderEntryDefault")):
         raise RefusedError(
             "no-trial",
             "systemd-boot is set to boot again what it booted last (default @saved), so a trial would stay",
@@ -203,13 +202,7 @@ def _configured_default(facts: HostFacts) -> str:
 def one_shot(facts: HostFacts, entry: BootEntry) -> Command:
     """Return what makes the next boot take an entry, through an EFI variable that systemd-boot removes."""
     choose = ("bootctl", "set-oneshot")
-    before = efi_text(facts, "LoaderEntryOneShot")
+    before = efi_text(facts.host, "LoaderEntryOneShot")
     return Command(
         (*choose, entry.identifier), "boots the trial once", deadline=_DEADLINE, revert=(*choose, before)
     )
-
-
-def efi_text(facts: HostFacts, name: str) -> str:
-    """Return a text variable of the boot loader interface: four bytes of attributes, then UTF-16."""
-    content = facts.host.read_bytes(_VARIABLES.format(name)) or b""
-    return content[4:].decode("utf-16-le", "replace").rstrip("\0")
