@@ -12,6 +12,7 @@ from tests.simulation import CARD, SimulatedHost, domain_xml
 from virtpass.binding import engine
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
+from virtpass.system import host as files
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
@@ -101,3 +102,138 @@ def test_reading_what_is_not_there_is_no_error(own: Host) -> None:
     assert not own.device_node_is_busy("/none")
     assert not own.is_claimed("/none")
     own.remove_own("/none", "x")
+
+
+# links below another root
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """What must not be seen from below the root."""
+    path = tmp_path / "outside"
+    path.mkdir()
+    (path / "secret").write_text("of the machine that runs")
+    return path
+
+
+@pytest.fixture
+def guest(tmp_path: Path, outside: Path) -> Host:
+    root = tmp_path / "root"
+    for directory in ("etc", "usr/lib", "boot", "sys/devices/d0", "sys/bus"):
+        (root / directory).mkdir(parents=True)
+    (root / "usr/lib/os-release").write_text("ID=guest\n")
+    (root / "sys/devices/d0/vendor").write_text("0x1234\n")
+    return Host(os.fspath(root))
+
+
+def linked(host: Host, path: str, target: str) -> None:
+    os.symlink(target, host.path(path))
+
+
+def test_an_absolute_link_leads_to_what_is_below_the_root(guest: Host) -> None:
+    linked(guest, "/etc/os-release", "/usr/lib/os-release")
+    linked(guest, "/lib", "/usr/lib")
+    assert guest.read("/etc/os-release") == "ID=guest"
+    assert guest.read("/lib/os-release") == "ID=guest"
+    assert guest.names("/lib") == ["os-release"]
+    assert guest.exists("/lib/os-release")
+    assert guest.real_path("/lib/os-release") == guest.real_path("/etc/os-release") == "/usr/lib/os-release"
+    assert guest.link_target("/etc/os-release") == "/usr/lib/os-release"
+    linked(guest, "/usr/lib/alias", "os-release")
+    assert guest.link_name("/lib/alias") == "os-release"
+
+
+@pytest.mark.parametrize("climb", ["", "../../../../../../../../../.."])
+def test_no_link_leads_out_of_the_root(guest: Host, outside: Path, climb: str) -> None:
+    linked(guest, "/boot/file", f"{climb}{outside}/secret")
+    linked(guest, "/boot/directory", f"{climb}{outside}")
+    assert guest.read("/boot/file") is None
+    assert guest.read("/boot/directory/secret") is None
+    assert guest.names("/boot/directory") == []
+    linked(guest, "/boot/up", "../../../..")
+    assert guest.subdirectories("/boot/up") == ["boot", "etc", "sys", "usr"]
+    assert not guest.exists("/boot/directory/secret")
+    assert not guest.is_own("/boot/directory/secret")
+    assert guest.version("/boot/directory/secret") is None
+    assert guest.real_path("/boot/file") == f"{outside}/secret"
+    with pytest.raises(OSError, match="No such file"):
+        guest.read_attribute("/boot/directory/secret", 5)
+
+
+def test_a_device_outside_is_not_looked_at(guest: Host) -> None:
+    linked(guest, "/boot/null", "/dev/null")
+    assert guest.device_number("/boot/null") is None
+    assert Host().device_number("/dev/null") == "1:3"
+
+
+def test_relative_links_as_in_sysfs_are_followed(guest: Host) -> None:
+    linked(guest, "/sys/bus/d0", "../devices/d0")
+    linked(guest, "/sys/devices/d0/subsystem", "../../bus")
+    assert guest.read("/sys/bus/d0/vendor") == "0x1234"
+    assert guest.read("/sys/bus/d0/subsystem/d0/vendor") == "0x1234"
+    assert guest.names("/sys/bus/d0") == ["subsystem", "vendor"]
+    assert guest.real_path("/sys/bus/d0") == "/sys/devices/d0"
+    assert guest.link_name("/sys/bus/d0/subsystem") == "bus"
+
+
+def test_links_that_lead_in_a_circle_lead_to_nothing(guest: Host) -> None:
+    linked(guest, "/boot/a", "/boot/b")
+    linked(guest, "/boot/b", "a")
+    assert guest.read("/boot/a") is None
+    assert guest.names("/boot/a") == []
+    assert guest.subdirectories("/boot/a/x") == []
+    assert not guest.exists("/boot/a/x")
+    assert guest.exists("/boot/a")
+    assert guest.link_target("/boot/a") == "/boot/b"
+    assert guest.link_target("/boot/a/x") is None
+    assert guest.real_path("/boot/a/x") == "/boot/a/x"
+    assert not guest.device_node_is_busy("/boot/a")
+    assert guest.device_number("/boot/a") is None
+    assert not guest.is_claimed("/boot/a")
+    assert not guest.is_own("/boot/a/x")
+
+
+def test_of_the_machine_itself_the_kernel_resolves_the_links(
+    own: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(path: str) -> str:
+        raise AssertionError(f"{path} was looked at")
+
+    linked(own, "/link", own.path("/file"))
+    Path(own.path("/file")).write_text("x")
+    monkeypatch.setattr(os, "readlink", unexpected)
+    assert Host().read(own.path("/link")) == "x"
+
+
+# directories that others may write to
+
+
+def test_a_directory_that_others_may_write_to_can_be_mended(own: Host) -> None:
+    os.makedirs(own.path("/boot/efi"))
+    os.chmod(own.path("/boot"), 0o777)
+    with pytest.raises(RefusedError) as caught:
+        own.open_directory("/boot/efi")
+    assert caught.value.remedy == "chown root /boot; chmod go-w /boot"
+
+
+@pytest.mark.parametrize("kind", ["vfat", "exfat"])
+def test_on_a_file_system_without_permissions_the_mount_options_are_the_remedy(
+    own: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    os.makedirs(own.path("/boot/efi"))
+    os.chmod(own.path("/boot/efi"), 0o777)
+    number = os.stat(own.path("/boot/efi")).st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "22 1 0:9999 / / rw - ext4 /dev/sda2 rw\n"
+        f"30 22 {os.major(number)}:{os.minor(number)} / /boot/efi rw shared:3 - {kind} /dev/sda1 rw\n"
+    )
+    monkeypatch.setattr(files, "_MOUNTS", str(mounts))
+    with pytest.raises(RefusedError) as caught:
+        own.open_directory("/boot/efi")
+    assert caught.value.reference == "unsafe-directory"
+    assert f"others than root may write to /boot/efi ({kind}" in caught.value.what
+    assert "umask=0077" in caught.value.remedy
+    assert "dmask=" in caught.value.remedy
+    assert "/etc/fstab" in caught.value.remedy
+    assert "chmod" not in caught.value.line

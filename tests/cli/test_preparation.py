@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import Captured, call
-from tests.host import rows_grub
+from tests.host import choices, rows_grub
 from tests.host.machine import ALIASES, RUNNING, add_kernel, on_row, switch_off
 from tests.host.rows import Programs, Row
 from tests.simulation import CARD, DISK, SimulatedHost
@@ -44,7 +44,7 @@ def debian(root: Path) -> SimulatedHost:
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     """The distribution's programs, which do their work on the tree."""
-    found = Programs({**DEBIAN.programs, "grub-reboot": lambda _host, _arguments: 0})
+    found = Programs({**DEBIAN.programs, **choices.PROGRAMS})
     monkeypatch.setattr(host_preparation, "apply", functools.partial(host_preparation.apply, run=found))
     monkeypatch.setattr(host_preparation, "recover", functools.partial(host_preparation.recover, run=found))
     return found
@@ -131,6 +131,8 @@ def test_a_plan_as_json(host: SimulatedHost, capfd: Captured) -> None:
         "devices",
         "files",
         "commands",
+        "kernel_parameters",
+        "restored",
         "notes",
         "fallback_entry",
         "trial_entry",
@@ -430,10 +432,8 @@ def test_nothing_to_recover(host: SimulatedHost, programs: Programs, capfd: Capt
     assert call(host, capfd, "host", "recover", "--dry-run", "--json") == (0, "[]\n", "")
 
 
-def test_a_change_that_was_cut_off_is_put_back(
-    host: SimulatedHost, programs: Programs, capfd: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = tree(host)
+def cut_off(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process die while the boot menu is being written."""
 
     def dies(*_: object) -> int:
         os._exit(9)
@@ -448,21 +448,70 @@ def test_a_change_that_was_cut_off_is_put_back(
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
+
+def test_a_change_that_was_cut_off_is_put_back(
+    host: SimulatedHost, programs: Programs, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(host)
+    cut_off(host, monkeypatch)
+
     status, out, err = call(host, capfd, "host", "status")
     assert status == 1
     assert "Unfinished  a change was cut off half way\n" in out
     assert "next: virtpass host recover\n" in err
-    status, _, err = call(host, capfd, "host", "apply", "--pt", "--yes")
-    assert status == 4
-    assert "run virtpass host recover first" in err
+    half = tree(host)
+    for words in (("plan", "--pt"), ("apply", "--pt", "--dry-run"), ("revert", "--dry-run")):
+        status, _, err = call(host, capfd, "host", *words)
+        assert status == 4
+        assert "run virtpass host recover first" in err
     status, out, _ = call(host, capfd, "host", "recover", "--dry-run")
     assert status == 0
-    assert f"would be put back: {DROP_IN}\n" in out
-    assert tree(host) != before
+    assert f"to do: {DROP_IN} put back\n" in out
+    assert tree(host) == half != before
     status, out, _ = call(host, capfd, "host", "recover")
     assert status == 0
     assert f"{DROP_IN} put back\n" in out
     assert tree(host) == before
+
+
+@pytest.mark.parametrize("words", [("apply", "--pt", "--yes"), ("revert", "--yes")])
+def test_a_change_that_was_cut_off_is_put_back_before_the_next(
+    host: SimulatedHost,
+    programs: Programs,
+    capfd: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    before = tree(host)
+    cut_off(host, monkeypatch)
+    status, _, err = call(host, capfd, "host", *words)
+    assert status == 0, err
+    assert err.startswith("an earlier change was cut off half way, and is put back first\n")
+    assert f"{DROP_IN} put back\n" in err
+    assert ("iommu=pt" in (host.read(DROP_IN) or "")) == (words[0] == "apply")
+    call(host, capfd, "host", "revert", "--yes")
+    assert tree(host) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_status_tells_others_than_root_what_it_can(
+    host: SimulatedHost, programs: Programs, capfd: Captured
+) -> None:
+    call(host, capfd, "host", "apply", "--pt", "--yes")
+    os.chmod(host.path("/var/lib/virtpass/host"), 0o700)
+    for path in (Path(host.root), *Path(host.root).parents):
+        if path.stat().st_uid == 0 and path != Path("/tmp") and path.is_relative_to("/tmp"):
+            path.chmod(0o755)
+    if (child := os.fork()) == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        os._exit(main(["host", "status"], host) and 9)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    out = capfd.readouterr().out
+    assert ended == 0, out
+    assert "IOMMU       on (intel)" in out
+    assert "cannot tell" in out
+    assert "/var/lib/virtpass/host" in out
 
 
 def test_a_device_is_bound_at_boot_and_given_back(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tests.host.rows import Row, build, kernel
 from tests.simulation import AUDIO, CARD, DISK, NIC, SPARE, TWIN, SimulatedHost, desktop
-from virtpass.host.arguments import Judgement, judge_argument
+from virtpass.host.arguments import judge_argument
 from virtpass.host.decide import Decision, decide
 from virtpass.host.facts import HostFacts, read_facts
 from virtpass.host.iommu import Iommu, read_iommu
+from virtpass.host.known_arguments import Judgement
 from virtpass.host.wishes import Wishes
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import read_inventory

@@ -40,6 +40,7 @@ class Row:
         programs: by the base name of the program, what it does. A program that is missing here fails.
         refused: reference of the error with which the host is refused.
         bootloader: what the user answers with --bootloader; empty for nothing.
+        binds: whether a device can be bound at boot by its address; where not, the plan is refused.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Row:
     programs: Mapping[str, Program] = field(default_factory=dict)
     refused: str = ""
     bootloader: str = ""
+    binds: bool = True
 
 
 def build(root: Path, files: Mapping[str, str | bytes | Link | None]) -> Host:

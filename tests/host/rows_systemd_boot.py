@@ -1,10 +1,9 @@
-"""Hosts that systemd-boot starts, by whatever tool writes its entries, and Proxmox VE."""
+"""Hosts that systemd-boot starts, by whatever tool writes its entries."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -20,13 +19,13 @@ BINARY = "EFI/systemd/systemd-bootx64.efi"
 Files = dict[str, str | bytes | Link | None]
 
 
-def _write(host: Host, path: str, content: str | bytes) -> None:
+def write(host: Host, path: str, content: str | bytes) -> None:
     target = Path(host.path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _text(host: Host, path: str) -> str:
+def text_of(host: Host, path: str) -> str:
     return Path(host.path(path)).read_text() if os.path.exists(host.path(path)) else ""
 
 
@@ -89,20 +88,20 @@ def kernel_install(esp: str, title: str, key: str) -> Program:
         version, image, initrds = words[1], words[2], list(words[3:])
         if not os.path.exists(host.path(image)) or not all(os.path.exists(host.path(one)) for one in initrds):
             return 1
-        content = {os.path.basename(one): _text(host, one) for one in initrds}
+        content = {os.path.basename(one): text_of(host, one) for one in initrds}
         if not content:
             content = {"initrd": f"built of {_configuration(host)}"}
         sources = ("/etc/kernel/cmdline", "/usr/lib/kernel/cmdline")
         source = next((path for path in sources if os.path.exists(host.path(path))), "/proc/cmdline")
-        lines = [line for line in _text(host, source).splitlines() if not line.lstrip().startswith("#")]
+        lines = [line for line in text_of(host, source).splitlines() if not line.lstrip().startswith("#")]
         found = [word for word in " ".join(lines).split() if not word.startswith(("BOOT_IMAGE=", "initrd="))]
         if not any(word.startswith("systemd.machine_id=") for word in found):
             found.append(f"systemd.machine_id={MACHINE}")
         entry = _entry_text(version, title, " ".join(found), list(content), key)
-        _write(host, f"{esp}/loader/entries/{MACHINE}-{version}.conf", entry)
-        _write(host, f"{esp}/{MACHINE}/{version}/linux", _text(host, image))
+        write(host, f"{esp}/loader/entries/{MACHINE}-{version}.conf", entry)
+        write(host, f"{esp}/{MACHINE}/{version}/linux", text_of(host, image))
         for name, text in content.items():
-            _write(host, f"{esp}/{MACHINE}/{version}/{name}", text)
+            write(host, f"{esp}/{MACHINE}/{version}/{name}", text)
         return 0
 
     return run
@@ -117,17 +116,17 @@ def _configuration(host: Host) -> str:
         "/etc/mkinitcpio.conf.d",
     )
     paths = [f"{folder}/{name}" for folder in folders for name in host.names(folder)]
-    return "".join(f"\n{path}\n{_text(host, path)}" for path in [*paths, "/etc/mkinitcpio.conf"])
+    return "".join(f"\n{path}\n{text_of(host, path)}" for path in [*paths, "/etc/mkinitcpio.conf"])
 
 
 BUILT = "built of \n/etc/mkinitcpio.conf\n"
 
 
-def _images(host: Host, words: Sequence[str]) -> int:
+def build_images(host: Host, words: Sequence[str]) -> int:
     """Write every image in /boot anew."""
     for name in host.names("/boot"):
         if name.startswith("initrd.img-"):
-            _write(host, f"/boot/{name}", f"built of {_configuration(host)}")
+            write(host, f"/boot/{name}", f"built of {_configuration(host)}")
     return 0
 
 
@@ -141,7 +140,7 @@ _LINE = f"{ROOT} ro quiet"
 _MACHINE_LINE = f"{_LINE} systemd.machine_id={MACHINE}"
 
 
-def _debian_kernel(version: str) -> Files:
+def debian_kernel(version: str) -> Files:
     return {
         **kernel(version),
         f"/boot/vmlinuz-{version}": f"kernel {version}",
@@ -156,12 +155,12 @@ def _dracut(esp: str) -> Program:
         text = f"built of {_configuration(host)}"
         if "--regenerate-all" in words:
             for version in host.names("/usr/lib/modules"):
-                _write(host, f"{esp}/{MACHINE}/{version}/initrd", text)
+                write(host, f"{esp}/{MACHINE}/{version}/initrd", text)
             return 0
         image, version = words[-2:]
         if not os.path.exists(host.path(f"/usr/lib/modules/{version}")):
             return 1
-        _write(host, image, text)
+        write(host, image, text)
         return 0
 
     return run
@@ -171,8 +170,8 @@ def _debian_13() -> Row:
     esp, old, new = "/boot/efi", "6.12.94+deb13-amd64", "6.12.107+deb13-amd64"
     files: Files = {
         **_common(new, _MACHINE_LINE, esp, _DEBIAN_13),
-        **_debian_kernel(old),
-        **_debian_kernel(new),
+        **debian_kernel(old),
+        **debian_kernel(new),
         "/etc/kernel/cmdline": f"{_LINE}\n",
         "/etc/initramfs/post-update.d/systemd-boot": _HOOK,
         "/usr/bin/kernel-install": PROGRAM,
@@ -196,7 +195,7 @@ def _debian_12() -> Row:
     esp, version = "/efi", "6.1.0-37-amd64"
     files: Files = {
         **_common(version, _MACHINE_LINE, esp, _DEBIAN_12, "systemd-boot 252.39"),
-        **_debian_kernel(version),
+        **debian_kernel(version),
         **_generated(esp, version, _TITLE_12, _MACHINE_LINE, (f"initrd.img-{version}",), "debian"),
         "/etc/initramfs/post-update.d/systemd-boot": _HOOK,
         "/usr/bin/kernel-install": PROGRAM,
@@ -206,7 +205,7 @@ def _debian_12() -> Row:
     install = kernel_install(esp, _TITLE_12, "debian")
 
     def update(host: Host, words: Sequence[str]) -> int:
-        _images(host, words)
+        build_images(host, words)
         # What the hook of the package systemd-boot does.
         return install(host, ("add", version, f"/boot/vmlinuz-{version}", f"/boot/initrd.img-{version}"))
 
@@ -237,10 +236,10 @@ def _endeavouros() -> Row:
 
     def reinstall(host: Host, words: Sequence[str]) -> int:
         status = install(host, ("add", version, f"/usr/lib/modules/{version}/vmlinuz"))
-        normal = _text(host, f"{esp}/loader/entries/{MACHINE}-{version}.conf")
+        normal = text_of(host, f"{esp}/loader/entries/{MACHINE}-{version}.conf")
         text = normal.replace(title, f"{title} (fallback)").replace("/initrd\n", "/initrd-fallback\n")
-        _write(host, fallback, text)
-        _write(host, f"{esp}/{MACHINE}/{version}/initrd-fallback", f"built of {_configuration(host)}")
+        write(host, fallback, text)
+        write(host, f"{esp}/{MACHINE}/{version}/initrd-fallback", f"built of {_configuration(host)}")
         return status
 
     programs = {"reinstall-kernels": reinstall, "bootctl": _nothing, "kernel-install": install}
@@ -293,7 +292,7 @@ def _arch() -> Row:
 
     def build(host: Host, words: Sequence[str]) -> int:
         for name in ("", "-fallback"):
-            _write(host, f"/boot/initramfs-linux{name}.img", f"built{name} of {_configuration(host)}")
+            write(host, f"/boot/initramfs-linux{name}.img", f"built{name} of {_configuration(host)}")
         return 0
 
     return Row(
@@ -342,10 +341,10 @@ def mkinitcpio_uki(host: Host, words: Sequence[str]) -> int:
         uki, _, options = variant.partition(" ")
         own = options.partition("--cmdline ")[2].split()
         lines = [
-            one for path in (own or paths or ["/proc/cmdline"]) for one in _text(host, path).splitlines()
+            one for path in (own or paths or ["/proc/cmdline"]) for one in text_of(host, path).splitlines()
         ]
         line = " ".join(word for one in lines if not one.startswith("#") for word in one.split())
-        _write(host, uki, unified(line, f"built of {_configuration(host)}"))
+        write(host, uki, unified(line, f"built of {_configuration(host)}"))
     return 0
 
 
@@ -387,12 +386,12 @@ def _cachyos() -> Row:
         script = f'. "{config}"; printf "%s\\n" "$LINUX_OPTIONS" "$LINUX_FALLBACK_OPTIONS"'
         done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
         for path, text in texts(*done.stdout.splitlines()).items():
-            _write(host, path, text)
+            write(host, path, text)
         return 0
 
     def build(host: Host, words: Sequence[str]) -> int:
         for name in ("", "-fallback"):
-            _write(host, f"/boot/initramfs-linux{name}.img", f"built{name} of {_configuration(host)}")
+            write(host, f"/boot/initramfs-linux{name}.img", f"built{name} of {_configuration(host)}")
         return 0
 
     programs: dict[str, Program] = {"sdboot-manage": generate, "mkinitcpio": build, "bootctl": _nothing}
@@ -439,7 +438,7 @@ def _pop() -> Row:
             esp,
             'ID=pop\nID_LIKE="ubuntu debian"\nPRETTY_NAME="Pop!_OS 24.04"\n',
         ),
-        **_debian_kernel(version),
+        **debian_kernel(version),
         **{f"{entries}/{name}": entry(names, found) for name, names in made.items()},
         **{f"{esp}{folder}/{one}": "copy" for names in made.values() for one in names},
         f"{entries}/Recovery-9C3E-1B2A.conf": (
@@ -453,169 +452,20 @@ def _pop() -> Row:
     }
 
     def stub(host: Host, words: Sequence[str]) -> int:
-        data = json.loads(_text(host, config))
+        data = json.loads(text_of(host, config))
         for name, names in made.items():
-            _write(host, f"{entries}/{name}", entry(names, data["user"]["kernel_options"]))
+            write(host, f"{entries}/{name}", entry(names, data["user"]["kernel_options"]))
             for one in names:
-                _write(host, f"{esp}{folder}/{one}", _text(host, f"/boot/initrd.img-{version}"))
-        _write(host, config, json.dumps(data, indent=2))
+                write(host, f"{esp}{folder}/{one}", text_of(host, f"/boot/initrd.img-{version}"))
+        write(host, config, json.dumps(data, indent=2))
         return 0
 
     def update(host: Host, words: Sequence[str]) -> int:
-        _images(host, words)
+        build_images(host, words)
         return stub(host, ())
 
     programs: dict[str, Program] = {"kernelstub": stub, "update-initramfs": update, "bootctl": _nothing}
     return Row("pop-os", files, "kernelstub", "initramfs-tools", programs)
-
-
-# Proxmox VE
-
-_PVE = 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nVERSION_ID="13"\nID=debian\n'
-_PVE_KERNEL = "6.14.11-4-pve"
-_ZFS = "root=ZFS=rpool/ROOT/pve-1 boot=zfs"
-_GRUB = {
-    "/etc/default/grub": (
-        'GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\nGRUB_CMDLINE_LINUX="%s"\n'
-    ),
-    "/etc/grub.d/10_linux": PROGRAM,
-    "/usr/sbin/grub-mkconfig": "#!/bin/sh\n# sources /etc/default/grub and /etc/default/grub.d/*.cfg\n",
-    "/usr/sbin/update-grub": PROGRAM,
-    "/boot/grub/grubenv": "# GRUB Environment Block\n".ljust(1024, "#"),
-}
-
-
-def _proxmox_files(line: str, mounts: str) -> Files:
-    return {
-        "/etc/os-release": _PVE,
-        "/proc/cmdline": line,
-        "/proc/self/mountinfo": mounts,
-        "/proc/sys/kernel/osrelease": f"{_PVE_KERNEL}\n",
-        **_debian_kernel(_PVE_KERNEL),
-        "/usr/bin/pveversion": PROGRAM,
-        "/usr/sbin/mkinitramfs": PROGRAM,
-        "/usr/sbin/update-initramfs": PROGRAM,
-    }
-
-
-def _grub_values(host: Host) -> tuple[str, str, str]:
-    """Return GRUB_CMDLINE_LINUX and its _DEFAULT, and GRUB_VIRTPASS_BEFORE, as a real shell sees them."""
-    drop_ins = [n for n in host.names("/etc/default/grub.d") if n.endswith(".cfg")]
-    files = ["/etc/default/grub", *(f"/etc/default/grub.d/{name}" for name in drop_ins)]
-    script = "set -e\n" + "".join(f'. "{host.path(path)}"\n' for path in files)
-    script += 'printf "%s\\n" "$GRUB_CMDLINE_LINUX" "$GRUB_CMDLINE_LINUX_DEFAULT" "$GRUB_VIRTPASS_BEFORE"'
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, env={})
-    first, second, third = done.stdout.split("\n")[:3]
-    return first, second, third
-
-
-def grub_menu(host: Host, root: str) -> str:
-    """Return a grub.cfg with an entry, a recovery entry, and that of virtpass's script where it is."""
-    always, default, before = _grub_values(host)
-    lines = ["#", "# DO NOT EDIT THIS FILE", "#", "### BEGIN /etc/grub.d/10_linux ###"]
-
-    def entry(title: str, identifier: str, words: str) -> None:
-        lines.extend(
-            [
-                f"menuentry '{title}' --class gnu-linux $menuentry_id_option '{identifier}' {{",
-                f"\tlinux\t/boot/vmlinuz-{_PVE_KERNEL} {root} ro {' '.join(words.split())}",
-                f"\tinitrd\t/boot/initrd.img-{_PVE_KERNEL}",
-                "}",
-            ]
-        )
-
-    entry("Proxmox VE GNU/Linux", "gnulinux-simple-1", f"{always} {default}")
-    entry("Proxmox VE GNU/Linux (recovery mode)", "gnulinux-recovery-1", f"single {always}")
-    script = next(
-        (
-            one
-            for name in host.names("/etc/grub.d")
-            if "virtpass" in (one := _text(host, f"/etc/grub.d/{name}"))
-        ),
-        "",
-    )
-    if script:
-        trial = re.search(r'}([^}]*virtpass=trial)"', script)
-        title, added = (
-            ("Trial of passthrough: ", trial[1]) if trial else ("Without passthrough: ", "virtpass=off")
-        )
-        entry(f"{title}Proxmox VE GNU/Linux", "virtpass-gnulinux-simple-1", f"{always} {before} {added}")
-    return "\n".join(lines) + "\n"
-
-
-def _proxmox_grub() -> Row:
-    """Installed on ext4 or LVM: proxmox-boot-tool has no partitions."""
-    root = "root=/dev/mapper/pve-root"
-    mounts = "22 1 253:1 / / rw,relatime shared:1 - ext4 /dev/mapper/pve-root rw\n"
-    files = _proxmox_files(f"BOOT_IMAGE=/boot/vmlinuz-{_PVE_KERNEL} {root} ro quiet\n", mounts)
-    files |= {path: text.replace("%s", "") for path, text in _GRUB.items()}
-    files["/usr/sbin/proxmox-boot-tool"] = PROGRAM
-
-    def update(host: Host, words: Sequence[str]) -> int:
-        _write(host, "/boot/grub/grub.cfg", grub_menu(host, root))
-        return 0
-
-    files["/boot/grub/grub.cfg"] = (
-        "#\n# DO NOT EDIT THIS FILE\n#\n### BEGIN /etc/grub.d/10_linux ###\n"
-        "menuentry 'Proxmox VE GNU/Linux' --class gnu-linux $menuentry_id_option 'gnulinux-simple-1' {\n"
-        f"\tlinux\t/boot/vmlinuz-{_PVE_KERNEL} {root} ro quiet\n"
-        f"\tinitrd\t/boot/initrd.img-{_PVE_KERNEL}\n}}\n"
-        "menuentry 'Proxmox VE GNU/Linux (recovery mode)' --class gnu-linux $menuentry_id_option "
-        "'gnulinux-recovery-1' {\n"
-        f"\tlinux\t/boot/vmlinuz-{_PVE_KERNEL} {root} ro single\n"
-        f"\tinitrd\t/boot/initrd.img-{_PVE_KERNEL}\n}}\n"
-    )
-    programs: dict[str, Program] = {"update-grub": update, "update-initramfs": _images}
-    return Row("proxmox-grub", files, "grub", "initramfs-tools", programs)
-
-
-def _proxmox_partitions(name: str, files: Files) -> Row:
-    """Return a row of proxmox-boot-tool, whose partitions are a folder outside of the host's own."""
-    files |= {
-        "/etc/kernel/proxmox-boot-uuids": "8C2A-5D10\n8C2B-77E4\n",
-        "/usr/sbin/proxmox-boot-tool": PROGRAM,
-    }
-
-    def refresh(host: Host, words: Sequence[str]) -> int:
-        if list(words) != ["refresh"]:
-            return 1
-        first = _text(host, "/etc/kernel/cmdline").split("\n")[0]
-        return 0 if "root=" in first or not os.path.exists(host.path("/etc/kernel/cmdline")) else 1
-
-    def update(host: Host, words: Sequence[str]) -> int:
-        _images(host, words)
-        return refresh(host, ("refresh",))
-
-    programs: dict[str, Program] = {"proxmox-boot-tool": refresh, "update-initramfs": update}
-    return Row(name, files, "proxmox-boot-tool", "initramfs-tools", programs)
-
-
-def _proxmox_systemd_boot() -> Row:
-    mounts = "22 1 0:25 / / rw,relatime shared:1 - zfs rpool/ROOT/pve-1 rw,xattr,posixacl\n"
-    files = _proxmox_files(f"initrd=\\EFI\\proxmox\\{_PVE_KERNEL}\\initrd.img-{_PVE_KERNEL} {_ZFS}\n", mounts)
-    files |= {
-        "/sys/firmware/efi/fw_platform_size": "64\n",
-        LOADER_INFO: loader_info("systemd-boot 257.9"),
-        "/etc/kernel/cmdline": _ZFS,
-        **{path: text.replace("%s", _ZFS) for path, text in _GRUB.items()},
-        # Left from an installation of the package; the partitions have their own.
-        "/boot/grub/grub.cfg": "### BEGIN /etc/grub.d/10_linux ###\n",
-    }
-    return _proxmox_partitions("proxmox-systemd-boot", files)
-
-
-def _proxmox_both() -> Row:
-    """With Secure Boot and ZFS GRUB boots, which does not say so."""
-    mounts = "22 1 0:25 / / rw,relatime shared:1 - zfs rpool/ROOT/pve-1 rw,xattr,posixacl\n"
-    files = _proxmox_files(
-        f"BOOT_IMAGE=/vmlinuz-{_PVE_KERNEL} root=ZFS=/ROOT/pve-1 ro {_ZFS} quiet\n", mounts
-    )
-    files |= {
-        "/sys/firmware/efi/fw_platform_size": "64\n",
-        "/etc/kernel/cmdline": f"{_ZFS}\nthis line is not read\n",
-        **{path: text.replace("%s", _ZFS) for path, text in _GRUB.items()},
-    }
-    return _proxmox_partitions("proxmox-both", files)
 
 
 ROWS: tuple[Row, ...] = (
@@ -626,7 +476,4 @@ ROWS: tuple[Row, ...] = (
     _arch_uki(),
     _cachyos(),
     _pop(),
-    _proxmox_grub(),
-    _proxmox_systemd_boot(),
-    _proxmox_both(),
 )

@@ -1,7 +1,9 @@
 """From what a host is and what is wished to what is written: the least, and nothing that the host needs."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -13,16 +15,20 @@ from tests.host.machine import (
     add_igpu,
     add_kernel,
     decided,
+    look,
     machine,
     notes,
     set_module,
     switch_off,
 )
 from tests.simulation import AUDIO, CARD, DISK, NIC, PORT, SHARED, SPARE, TWIN, SimulatedHost
+from virtpass.host.decide import decide
 from virtpass.host.early import EarlyPlan
 from virtpass.host.wishes import Wishes, wishes_from_json, wishes_to_json
 from virtpass.pci.address import PciAddress
+from virtpass.pci.inventory import read_inventory
 from virtpass.system.errors import NotFoundError, RefusedError, UsageError, VirtpassError
+from virtpass.system.host import Host
 
 OTHER = "6.12.1-1-amd64"
 CARD_IDS = "1234:1111:1af4:1100,8086:2668:1af4:1100"
@@ -114,6 +120,37 @@ def test_interrupts_that_are_not_remapped(host: SimulatedHost) -> None:
     assert "!a guest with a device can send interrupts to the host" in notes(found)["unsafe-interrupts"][0]
 
 
+class Running:
+    """A simulated host as the machine itself: not below another root."""
+
+    root = ""
+
+    def __init__(self, host: SimulatedHost) -> None:
+        self._host = host
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._host, name)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_running", "is_told"), [("N\n", True, True), ("Y\n", True, False), ("N\n", False, False)]
+)
+def test_what_vfio_accepts_at_once_is_told(
+    host: SimulatedHost, value: str, is_running: bool, is_told: bool
+) -> None:
+    host.put("/sys/kernel/irq/24/chip_name", "PCI-MSIX\n")
+    host.put("/sys/kernel/irq/9/chip_name", "IO-APIC\n")
+    host.put("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", value)
+    facts, iommu = look(host)
+    if is_running:
+        facts = replace(facts, host=cast(Host, Running(host)))
+    wishes = Wishes(unsafe_interrupts=True)
+    found = notes(decide(facts, iommu, read_inventory(host), wishes, runs_scripts=True))
+    assert ("unsafe-interrupts-now" in found) is is_told
+    if is_told:
+        assert "from now on" in found["unsafe-interrupts-now"][0]
+
+
 # arguments
 
 
@@ -136,7 +173,17 @@ def test_what_harms_is_refused_unless_the_risk_is_accepted(host: SimulatedHost, 
     assert notes(found)["harmful-argument"][0].startswith(f"!{argument} ")
 
 
-@pytest.mark.parametrize("argument", ["root=/dev/sdb1", "virtpass=off", "vfio-pci.ids=1b36:0010"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "root=/dev/sdb1",
+        "virtpass=off",
+        "vfio-pci.ids=1b36:0010",
+        "pci-stub.ids=1b36:0010",
+        "1",
+        "blacklist=nvme",
+    ],
+)
 def test_what_is_forbidden_stays_so(host: SimulatedHost, argument: str) -> None:
     with pytest.raises(RefusedError) as caught:
         decided(host, arguments=(argument,), accept_risk=True)

@@ -7,9 +7,11 @@ import pytest
 from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence
 from virtpass.host.detect import choose
 from virtpass.host.facts import HostFacts
+from virtpass.host.loaders import LOADERS
+from virtpass.host.prepare import plan_host
+from virtpass.host.wishes import Wishes
 from virtpass.system.errors import RefusedError, UsageError
 from virtpass.system.host import Host
-from virtpass.transaction.plan import Command
 
 
 @dataclass
@@ -32,8 +34,8 @@ class Fake:
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         return []
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        return ""
 
 
 def facts(loader: str = "") -> HostFacts:
@@ -97,3 +99,12 @@ def test_the_user_s_word_counts_against_all_evidence() -> None:
 def test_a_name_that_is_unknown() -> None:
     with pytest.raises(UsageError, match="no bootloader 'lilo'; it knows grub, limine"):
         choose(facts(), [GRUB, ABSENT], "lilo")
+
+
+def test_a_name_that_is_unknown_is_refused_where_no_bootloader_is_needed() -> None:
+    assert plan_host(facts(), Wishes(), None).is_empty
+    assert plan_host(facts(), Wishes(bootloader="grub"), None).is_empty
+    with pytest.raises(UsageError, match="no bootloader 'nonsense'") as caught:
+        plan_host(facts(), Wishes(bootloader="nonsense"), None)
+    assert caught.value.reference == "bootloader"
+    assert all(loader.name in caught.value.remedy for loader in LOADERS)

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.host import rows_ostree
 from tests.host.rows import PROGRAM, Link, Row, build
 from tests.host.rows_grub import ROWS, mkinitcpio_files
 from virtpass.host.early import MODPROBE, SCRIPT, EarlyDevice, EarlyPlan
 from virtpass.host.facts import HostFacts, read_facts
 from virtpass.host.forms import MarkedBlock, OwnFile
 from virtpass.host.initramfs import GENERATORS, generator
-from virtpass.host.initramfs.booster import Booster
+from virtpass.host.initramfs.by_hand import BOOSTER, MKINITFS, RPM_OSTREE, ByHand
 from virtpass.host.initramfs.dracut import DROP_IN as DRACUT_DROP_IN
 from virtpass.host.initramfs.dracut import Dracut, drop_in_text
 from virtpass.host.initramfs.initramfs_tools import HOOK, InitramfsTools, hook_text
 from virtpass.host.initramfs.listing import long_paths, plain_paths
 from virtpass.host.initramfs.mkinitcpio import CONFIG, Mkinitcpio, config_text
 from virtpass.host.initramfs.mkinitcpio import DROP_IN as MKINITCPIO_DROP_IN
-from virtpass.host.initramfs.mkinitfs import Mkinitfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import RefusedError
@@ -233,22 +233,39 @@ def test_bash_has_our_modules_before_all_others(base: str) -> None:
     ).stdout
     modules, files = (part.split("\n") for part in before.split("--\n"))
     theirs = [word for word in modules if word], [word for word in files if word]
-    assert after.split("\n")[:-1] == [*MODULES, *theirs[0], "--", *theirs[1], MODPROBE, SCRIPT]
+    ours = [f"{module}?" for module in MODULES]
+    assert after.split("\n")[:-1] == [*ours, *theirs[0], "--", *theirs[1], MODPROBE, SCRIPT]
+
+
+def test_our_modules_are_no_patterns_for_files(tmp_path: Path) -> None:
+    for name in ("vfio_pci1", "vfio_"):
+        (tmp_path / name).touch()
+    script = f'MODULES=()\n{config_text(EARLY)}printf "%s " "${{MODULES[@]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == [f"{module}?" for module in MODULES]
 
 
 # what virtpass leaves to its user
 
 
-@pytest.mark.parametrize("made", [Booster(), Mkinitfs()], ids=lambda made: made.name)
-def test_where_nothing_of_ours_can_run_the_text_says_what_to_do(
-    made: Booster | Mkinitfs, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("made", [BOOSTER, MKINITFS, RPM_OSTREE], ids=lambda made: made.name)
+def test_where_nothing_of_ours_can_run_the_text_says_what_to_do(made: ByHand, tmp_path: Path) -> None:
     facts = facts_of("alpine-extlinux", tmp_path)
     assert made.plan(facts, EarlyPlan(unsafe_interrupts=True)).edits == ()
     with pytest.raises(RefusedError) as caught:
         made.plan(facts, EARLY)
     assert caught.value.reference == "initramfs-by-hand"
-    assert ",".join(MODULES) in caught.value.line
+    assert (" " if made is RPM_OSTREE else ",").join(MODULES) in caught.value.line
+    assert "vfio-pci.ids=" in caught.value.remedy
+
+
+def test_a_system_from_an_image_is_told_how_rpm_ostree_builds_its_initramfs(tmp_path: Path) -> None:
+    facts = read_facts(build(tmp_path, rows_ostree.SILVERBLUE.files))
+    made = generator(facts)
+    with pytest.raises(RefusedError) as caught:
+        made.plan(facts, EARLY)
+    assert "rpm-ostree initramfs --enable --arg=--add-drivers --arg='vfio_pci vfio" in caught.value.remedy
+    assert "rd.driver.pre=vfio-pci" in caught.value.remedy
 
 
 # lists

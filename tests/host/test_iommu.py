@@ -1,5 +1,6 @@
 """Whether there is an IOMMU and whether it is on, told apart in all cases without the kernel's log."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def off(host: SimulatedHost, change: Change) -> tuple[IommuState, str]:
         ),
         (
             lambda host: with_config(host, "# CONFIG_INTEL_IOMMU is not set\n"),
+            IommuState.NO_SUPPORT,
+            "built without CONFIG_INTEL_IOMMU",
+        ),
+        (
+            lambda host: host.put("/proc/config.gz", gzip.compress(b"# CONFIG_INTEL_IOMMU is not set\n")),
             IommuState.NO_SUPPORT,
             "built without CONFIG_INTEL_IOMMU",
         ),

@@ -1,5 +1,6 @@
 """The installed kernels: found where they are, and what each of them has."""
 
+import gzip
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from tests.host.rows import Link, build, kernel
 from virtpass.host.facts import os_release, read_facts
-from virtpass.host.kernels import Kernel, Presence, installed_kernels
+from virtpass.host.kernels import Kernel, Presence, configuration, installed_kernels
 from virtpass.host.mounts import mount_of, mounts
 from virtpass.system.host import Host
 
@@ -130,6 +131,78 @@ def test_the_running_kernel_tells_its_symbols_itself(tmp_path: Path) -> None:
     assert only(build(tmp_path, files)).has_acs_override
     other = Kernel(Host(os.fspath(tmp_path)), "6.12.1-1-amd64", "/usr/lib/modules/6.12.1-1-amd64")
     assert not other.has_acs_override
+
+
+MONOLITHIC = "# CONFIG_MODULES is not set\nCONFIG_VFIO=y\nCONFIG_VFIO_PCI=y\nCONFIG_VFIO_IOMMU_TYPE1=y\n"
+RUNNING: dict[str, str | bytes | Link | None] = {"/proc/sys/kernel/osrelease": f"{ONE}\n"}
+
+
+def kernels(host: Host) -> tuple[Kernel, ...]:
+    return read_facts(host).kernels
+
+
+@pytest.mark.parametrize("path", ["/proc/config.gz", f"/boot/config-{ONE}", f"/usr/lib/modules/{ONE}/config"])
+def test_a_kernel_that_takes_no_modules_says_in_its_configuration_what_it_has(
+    tmp_path: Path, path: str
+) -> None:
+    text = MONOLITHIC.encode()
+    content = gzip.compress(text) if path.endswith(".gz") else text
+    (found,) = kernels(build(tmp_path, {**RUNNING, path: content}))
+    assert (found.version, found.is_running) == (ONE, True)
+    assert found.presence("vfio-pci") is found.presence("vfio_iommu_type1") is Presence.BUILT_IN
+    assert found.presence("pci-stub") is found.presence("nouveau") is Presence.MISSING
+
+
+def test_such_a_kernel_stands_beside_those_that_take_modules(tmp_path: Path) -> None:
+    other = "5.15.0-9-generic"
+    host = build(
+        tmp_path, {**RUNNING, **kernel(other), "/proc/config.gz": gzip.compress(MONOLITHIC.encode())}
+    )
+    assert [one.version for one in kernels(host)] == [other, ONE]
+
+
+def test_a_kernel_whose_modules_are_gone_is_not_installed(tmp_path: Path) -> None:
+    """So it is on Arch after an update, until the reboot."""
+    text = MONOLITHIC.replace("# CONFIG_MODULES is not set", "CONFIG_MODULES=y")
+    assert kernels(build(tmp_path, {**RUNNING, "/proc/config.gz": gzip.compress(text.encode())})) == ()
+
+
+def test_the_configuration_of_another_kernel_says_nothing(tmp_path: Path) -> None:
+    """Below the root of a host that does not run, /proc is that of the rescue system."""
+    rescue = {
+        **RUNNING,
+        "/proc/config.gz": gzip.compress(MONOLITHIC.encode()),
+        "/proc/self": Link(str(os.getpid())),
+    }
+    assert kernels(build(tmp_path, rescue)) == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(MONOLITHIC.encode())[:-9],
+        gzip.compress(MONOLITHIC.encode() + b"#" * (64 << 20)),
+    ],
+    ids=["empty", "other", "cut off", "endless"],
+)
+def test_a_configuration_that_cannot_be_read_says_nothing(tmp_path: Path, content: bytes) -> None:
+    host = build(tmp_path, {**RUNNING, "/proc/config.gz": content})
+    begin = time.process_time()
+    assert configuration(host, ONE, is_running=True) == ""
+    assert time.process_time() - begin < 1
+    assert kernels(host) == ()
+
+
+def test_an_index_of_what_is_built_in_is_believed(tmp_path: Path) -> None:
+    host = build(tmp_path, {**RUNNING, **kernel(ONE), "/proc/config.gz": gzip.compress(MONOLITHIC.encode())})
+    assert only(host).presence("vfio-pci") is Presence.MODULE
+    os.unlink(host.path(f"/usr/lib/modules/{ONE}/modules.dep"))
+    assert only(host).presence("vfio-pci") is Presence.MISSING
+    (tmp_path / f"usr/lib/modules/{ONE}/modules.dep").touch()
+    os.unlink(host.path(f"/usr/lib/modules/{ONE}/modules.builtin"))
+    assert only(host).presence("vfio-pci") is Presence.BUILT_IN
 
 
 def test_facts_of_a_host_that_says_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GRUB, extlinux, Limine and rEFInd: plans, what comes of them, and what is refused."""
+"""GRUB: plans, what comes of them with the real grub-mkconfig, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,137 +12,16 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.host import rows_grub
-from tests.host.rows import Link, Programs, Row, build
-from tests.host.rows_grub import ROOT, ROWS
-from virtpass.host import tokens
-from virtpass.host.boot import OFF, TRIAL, BootPlan, BootRequest, Loader, Role
-from virtpass.host.detect import choose
+from tests.host.grub_trees import ARGUMENTS, BY_NAME, REQUEST, TRY, refused
+from tests.host.rows import Link, Row, build
+from tests.host.rows_grub import ROOT
+from virtpass.host.boot import OFF, TRIAL, BootRequest, Role
 from virtpass.host.facts import read_facts
 from virtpass.host.forms import MarkedBlock, OwnFile
-from virtpass.host.loaders import LOADERS
-from virtpass.host.loaders.extlinux import Extlinux
-from virtpass.host.loaders.grub import DEFAULTS, DROP_IN, SCRIPT, Grub, defaults_text, script_text
+from virtpass.host.loaders.grub import SCRIPT, Grub, defaults_text, script_text
 from virtpass.host.loaders.grub_cfg import parse_entries
-from virtpass.host.loaders.limine import Limine
-from virtpass.host.loaders.refind import Refind, parse_lines
-from virtpass.host.special import refuse_special
+from virtpass.host.loaders.grub_defaults import DEFAULTS, DROP_IN
 from virtpass.system.errors import RefusedError
-from virtpass.system.host import Host
-
-ARGUMENTS = ("intel_iommu=on", "iommu=pt")
-REQUEST = BootRequest(ARGUMENTS)
-TRY = BootRequest(ARGUMENTS, is_trial=True)
-BY_NAME = {row.name: row for row in ROWS}
-PLANNED = [row for row in ROWS if row.loader and not row.refused]
-
-
-def applied(host: Host, loader: Loader, request: BootRequest, programs: Programs) -> BootPlan:
-    """Do by hand what a transaction would do."""
-    plan = loader.plan(read_facts(host), request)
-    for edit in plan.edits:
-        base = host.read_bytes(edit.path)
-        target = Path(host.path(edit.path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(edit.form.for_base(base).add(base))
-    for command in plan.commands:
-        assert programs(host, command.argv, command.deadline).status == 0
-    return plan
-
-
-@pytest.mark.parametrize("row", PLANNED, ids=lambda row: row.name)
-def test_normal_entries_get_the_arguments_and_the_others_stay(row: Row, tmp_path: Path) -> None:
-    host = build(tmp_path, row.files)
-    loader = choose(read_facts(host), LOADERS)
-    assert loader.name == row.loader
-    before = loader.entries(read_facts(host))
-    plan = applied(host, loader, REQUEST, Programs(row.programs))
-    after = loader.entries(read_facts(host))
-    for entry in after:
-        if entry.role is Role.NORMAL:
-            assert tokens.missing(ARGUMENTS, entry.tokens) == ()
-        if entry.role is Role.FALLBACK:
-            assert tokens.missing(ARGUMENTS, entry.tokens) == ARGUMENTS
-            assert entry.tokens[-1] == OFF
-            assert ROOT in entry.tokens
-    has_fallback = any(entry.role is Role.FALLBACK for entry in after)
-    assert has_fallback == bool(plan.fallback)
-    assert has_fallback != any(note.reference == "no-fallback" for note in plan.notes)
-    kept = {(entry.path, entry.identifier, entry.title): entry.tokens for entry in after}
-    for entry in before:
-        assert set(entry.tokens) <= set(kept[entry.path, entry.identifier, entry.title])
-    # The first entry, which a numbered or no default takes, is still the distribution's own.
-    assert after[0].title == before[0].title
-    assert after[0].role is Role.NORMAL
-
-
-@pytest.mark.parametrize("row", PLANNED, ids=lambda row: row.name)
-def test_a_request_without_arguments_plans_nothing(row: Row, tmp_path: Path) -> None:
-    facts = read_facts(build(tmp_path, row.files))
-    assert choose(facts, LOADERS).plan(facts, BootRequest(())) == BootPlan()
-
-
-@pytest.mark.parametrize("row", PLANNED, ids=lambda row: row.name)
-def test_a_trial_leaves_the_normal_entries_alone_or_is_refused(row: Row, tmp_path: Path) -> None:
-    host = build(tmp_path, row.files)
-    loader = choose(read_facts(host), LOADERS)
-    if loader.name != "grub":
-        with pytest.raises(RefusedError) as caught:
-            loader.plan(read_facts(host), TRY)
-        assert caught.value.reference == "no-trial"
-        return
-    before = [entry for entry in loader.entries(read_facts(host)) if entry.role is Role.NORMAL]
-    plan = applied(host, loader, TRY, Programs(row.programs))
-    after = loader.entries(read_facts(host))
-    assert [entry for entry in after if entry.role is Role.NORMAL] == before
-    tried = next(entry for entry in after if entry.role is Role.TRIAL)
-    assert tried.title == plan.tried
-    assert tried.tokens[-3:] == (*ARGUMENTS, TRIAL)
-    once = loader.one_shot(read_facts(host), tried)
-    assert once is not None
-    assert once.argv == ("grub-reboot", tried.identifier)
-    assert once.outputs == ("/boot/grub/grubenv",)
-    assert once.revert == ("grub-editenv", "/boot/grub/grubenv", "unset", "next_entry")
-
-
-def refused(row: Row, tmp_path: Path) -> RefusedError:
-    host = build(tmp_path, row.files)
-    facts = read_facts(host)
-    with pytest.raises(RefusedError) as caught:
-        refuse_special(facts, ARGUMENTS)
-        plan = choose(facts, LOADERS).plan(facts, REQUEST)
-        for edit in plan.edits:
-            os.close(host.open_directory(os.path.dirname(edit.path)))
-            if os.path.islink(host.path(edit.path)):
-                raise RefusedError("link-on-path", "as read_state says")
-    return caught.value
-
-
-@pytest.mark.parametrize("row", [row for row in ROWS if row.refused], ids=lambda row: row.name)
-def test_refused_hosts_are_told_why(row: Row, tmp_path: Path) -> None:
-    assert refused(row, tmp_path).reference == row.refused
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("nixos", 'boot.kernelParams = [ "intel_iommu=on" "iommu=pt" ];'),
-        ("guix", '(kernel-arguments (append \'("intel_iommu=on" "iommu=pt") %default-kernel-arguments))'),
-        ("ubuntu-core", 'dangerous-cmdline-append="intel_iommu=on iommu=pt"'),
-        ("aarch64", "intel_iommu=on iommu=pt"),
-    ],
-)
-def test_the_text_to_paste_is_in_the_one_line(name: str, text: str, tmp_path: Path) -> None:
-    line = refused(BY_NAME[name], tmp_path).line
-    assert text in line
-    assert "\n" not in line
-
-
-def test_the_architecture_is_seen_from_the_files_of_another_root(tmp_path: Path) -> None:
-    files = {**BY_NAME["debian-12-grub"].files, "/lib/ld-linux-aarch64.so.1": ""}
-    assert refused(Row("", files), tmp_path).reference == "architecture"
-
-
-# GRUB
 
 
 def test_the_drop_in_adds_to_what_others_assign(tmp_path: Path) -> None:
@@ -206,6 +85,28 @@ def test_where_the_script_cannot_repeat_entries_a_warning_says_so(tmp_path: Path
     plan = Grub().plan(read_facts(build(tmp_path, files)), REQUEST)
     assert [note.reference for note in plan.notes] == ["no-fallback"]
     assert [edit.path for edit in plan.edits] == [DROP_IN]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "drop_in", "seen"),
+    [
+        ("GRUB_TIMEOUT=5\n", "", ""),
+        ("GRUB_TIMEOUT=0\n", "", "GRUB_TIMEOUT=0"),
+        ("GRUB_TIMEOUT='0'\n", "GRUB_TIMEOUT=2\n", ""),
+        ("GRUB_TIMEOUT=5\n#GRUB_TIMEOUT=0\n", "export GRUB_TIMEOUT=0 # quick\n", "GRUB_TIMEOUT=0"),
+        ('GRUB_TIMEOUT_STYLE="hidden"\nGRUB_TIMEOUT=3\n', "", "GRUB_TIMEOUT_STYLE=hidden"),
+        ("GRUB_TIMEOUT_STYLE=hidden\n", "GRUB_TIMEOUT_STYLE=menu\n", ""),
+    ],
+)
+def test_a_hidden_menu_is_told_with_the_way_to_the_fallback(
+    defaults: str, drop_in: str, seen: str, tmp_path: Path
+) -> None:
+    files = {**BY_NAME["debian-12-grub"].files, DEFAULTS: defaults, "/etc/default/grub.d/50-x.cfg": drop_in}
+    facts = read_facts(build(tmp_path, files))
+    notes = [note.text for note in Grub().plan(facts, REQUEST).notes if note.reference == "hidden-menu"]
+    assert [seen in text and "hold Shift" in text for text in notes] == ([True] if seen else [])
+    without = BootRequest(ARGUMENTS, with_fallback=False)
+    assert Grub().plan(facts, without).notes == ()
 
 
 LINE = st.sampled_from(
@@ -304,8 +205,7 @@ def test_the_menu_is_read_as_grub_reads_it(menu: str, title: str, words: list[st
     ]
     found = parse_entries(end.join(lines), "/grub.cfg")
     assert len(found) == 1
-    escaped = [name.replace(">", ">>") for name in (menu, title)]
-    assert (found[0].title, found[0].identifier) == (title, ">".join(escaped))
+    assert (found[0].title, found[0].identifier) == (title, "gnulinux-advanced-1>gnulinux-6.1-advanced-1")
     given_words = {"a='b c'": "a=b c", "x=\\;y": "x=;y", 'z="1 2"': "z=1 2"}
     assert found[0].tokens == (ROOT, "ro", *(given_words.get(word, word) for word in words))
 
@@ -360,6 +260,13 @@ REAL_SETTINGS = {
 }
 
 
+# What else a host has that can try arguments.
+READY: dict[str, str | bytes | Link | None] = {
+    "/proc/self/mountinfo": rows_grub.mounts(("/", "ext4", "/dev/vda2")),
+    "/usr/sbin/grub-mkconfig": "#!/bin/sh\n. ${sysconfdir}/default/grub.d/x\n",
+}
+
+
 @pytest.mark.skipif(not os.path.exists(MKCONFIG), reason="grub-common is not installed")
 @pytest.mark.parametrize(
     ("name", "request_"),
@@ -395,6 +302,11 @@ def test_the_real_grub_mkconfig_makes_of_it_what_is_meant(
     assert [entry.tokens for entry in added] == [(*entry.tokens, *tail) for entry in normal]
     assert [entry.title for entry in added] == [prefix + entry.title for entry in normal]
     assert {entry.role for entry in added} == {Role.TRIAL if request_.is_trial else Role.FALLBACK}
+    if request_.is_trial:
+        menu = {"/boot/grub/grub.cfg": text.replace(os.fspath(tmp_path), "")}
+        plan = Grub().plan(read_facts(build(tmp_path, READY | menu)), request_)
+        assert plan.choice is not None
+        assert plan.choice.identifier == added[0].identifier
     # None of them is remembered as the default, and none has the identifier of another.
     ours = text[text.index("99_virtpass ###") : text.rindex("99_virtpass ###")]
     assert "savedefault" not in ours
@@ -411,88 +323,3 @@ def test_a_script_that_is_left_behind_adds_nothing(tmp_path: Path) -> None:
         Role.NORMAL,
         Role.RECOVERY,
     }
-
-
-# extlinux
-
-
-def test_alpine_gets_a_label_that_starts_the_same_kernel(tmp_path: Path) -> None:
-    row = BY_NAME["alpine-extlinux"]
-    host = build(tmp_path, row.files)
-    applied(host, Extlinux(), REQUEST, Programs(row.programs))
-    options = f"{ROOT} modules=sd-mod,usb-storage,ext4 quiet rootfstype=ext4"
-    label = f"  LINUX vmlinuz-lts\n  INITRD initramfs-lts\n  APPEND {options} virtpass=off\n"
-    assert label in host.path("") + (host.read("/boot/extlinux.conf") or "") + "\n"
-    # With other arguments the way back stays what it was.
-    applied(host, Extlinux(), BootRequest(("other=1",), present=ARGUMENTS), Programs(row.programs))
-    assert label in (host.read("/boot/extlinux.conf") or "") + "\n"
-
-
-def test_a_menu_that_update_extlinux_leaves_alone_is_refused(tmp_path: Path) -> None:
-    row = BY_NAME["alpine-extlinux"]
-    text = str(row.files["/etc/update-extlinux.conf"]).replace("overwrite=1", "overwrite=0")
-    files = {**row.files, "/etc/update-extlinux.conf": text}
-    assert refused(Row("", files), tmp_path).reference == "extlinux-overwrite"
-
-
-def test_labels_of_other_systems_are_left_alone(tmp_path: Path) -> None:
-    row = BY_NAME["arch-syslinux-mkinitcpio"]
-    host = build(tmp_path, row.files)
-    applied(host, Extlinux(), REQUEST, Programs(row.programs))
-    assert "APPEND root=/dev/sdb1 ro\n" in (host.read("/boot/syslinux/syslinux.cfg") or "")
-
-
-# Limine
-
-
-def test_a_drop_in_reaches_limine_unless_it_is_overruled(tmp_path: Path) -> None:
-    paths = {
-        "cachyos-limine": "/etc/limine-entry-tool.d/zz-virtpass.conf",
-        "cachyos-limine-assigned": "/etc/default/limine",
-    }
-    for name, path in paths.items():
-        facts = read_facts(build(tmp_path / name, BY_NAME[name].files))
-        plan = Limine().plan(facts, REQUEST)
-        assert [edit.path for edit in plan.edits] == [path]
-        assert [command.argv for command in plan.commands] == [("limine-update",)]
-
-
-def test_a_kernel_with_a_command_line_of_its_own_is_refused(tmp_path: Path) -> None:
-    files = {
-        **BY_NAME["cachyos-limine"].files,
-        "/etc/limine-entry-tool.conf": 'KERNEL_CMDLINE["linux"]="x"\n',
-    }
-    assert refused(Row("", files), tmp_path).reference == "limine-per-kernel"
-
-
-def test_snapshots_are_no_entries_of_this_system(tmp_path: Path) -> None:
-    facts = read_facts(build(tmp_path, BY_NAME["cachyos-limine"].files))
-    assert [entry.title for entry in Limine().entries(facts)] == ["linux-cachyos"]
-
-
-# rEFInd
-
-
-def test_only_the_first_line_is_changed(tmp_path: Path) -> None:
-    row = BY_NAME["arch-refind"]
-    host = build(tmp_path, row.files)
-    before = str(row.files["/boot/refind_linux.conf"]).splitlines()
-    applied(host, Refind(), REQUEST, Programs(row.programs))
-    after = (host.read("/boot/refind_linux.conf") or "").splitlines()
-    assert after[0] == f'"Boot with standard options"  "{ROOT} ro quiet splash  intel_iommu=on iommu=pt"'
-    assert after[1:3] == before[1:3]
-    assert after[4] == f'"Without passthrough" "{ROOT} ro quiet splash  virtpass=off"'
-
-
-@given(st.text(st.sampled_from('"# \tab=\r'), max_size=20), st.sampled_from(["\n", "\r\n"]))
-def test_lines_that_are_none_are_passed_over(noise: str, end: str) -> None:
-    good = f'"Title" "{ROOT} ro"'
-    found = parse_lines(f"# {noise}{end}{good}{end}", "/x")
-    assert [(entry.title, entry.tokens) for entry in found] == [("Title", (ROOT, "ro"))]
-
-
-def test_entries_in_its_own_configuration_are_mentioned(tmp_path: Path) -> None:
-    stanza = 'menuentry "Arch" {\n    loader /vmlinuz-linux\n    options "root=x"\n}\n'
-    files = {**BY_NAME["arch-refind"].files, "/efi/EFI/refind/refind.conf": stanza}
-    plan = Refind().plan(read_facts(build(tmp_path, files)), REQUEST)
-    assert [note.reference for note in plan.notes] == ["refind-entries"]

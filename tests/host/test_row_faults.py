@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.host import choices
 from tests.host.rows import Programs, Row
 from tests.host.test_rows import APPLIED, images_are_lists, ready, tree, wishes
 from tests.transaction.faults import Faults, Killed, install
+from virtpass.host.boot import Loader
+from virtpass.host.facts import read_facts
 from virtpass.host.prepare import HostPlan
 from virtpass.operations import host_preparation
 from virtpass.system.commands import Outcome
@@ -35,7 +38,7 @@ class CutOff:
 
     def __init__(self, faults: Faults, row: Row) -> None:
         self._faults = faults
-        self._programs = Programs(row.programs)
+        self._programs = Programs({**row.programs, **choices.PROGRAMS})
 
     def __call__(self, host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
         def run() -> Outcome:
@@ -51,8 +54,8 @@ class CutOff:
 
 def planned(host: Host, row: Row, operation: str) -> HostPlan:
     """Plan what is wished of a row, or how to take it back."""
-    if operation == "apply":
-        return host_preparation.plan(host, wishes(row, host))
+    if operation in ("apply", "trial"):
+        return host_preparation.plan(host, wishes(row, host, trial=operation == "trial"))
     undo = host_preparation.plan_undo(host)
     assert undo is not None
     return undo
@@ -74,21 +77,36 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("operation", ["apply", "revert"])
-@pytest.mark.parametrize("row", APPLIED, ids=lambda row: row.name)
+# One for each way in which the next boot is chosen.
+TRYING = ("debian-13-grub", "fedora-grub-bls", "debian-13-systemd-boot")
+CASES = [
+    *((row, operation) for row in APPLIED for operation in ("apply", "revert")),
+    *((row, operation) for row in APPLIED if row.name in TRYING for operation in ("trial", "end of a trial")),
+]
+
+
+def chosen(host: Host, loader: Loader | None) -> str | None:
+    return loader.chosen(read_facts(host)) if loader is not None else None
+
+
+@pytest.mark.parametrize(("row", "operation"), CASES, ids=lambda one: getattr(one, "name", one))
 def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults) -> None:
     start, root = memory / "start", memory / "root"
     host = Host(str(root))
     ready(row, root)
     programs = CutOff(faults, row)
-    if operation == "revert":
-        host_preparation.apply(host, planned(host, row, "apply"), run=programs)
+    if operation in ("revert", "end of a trial"):
+        first = "apply" if operation == "revert" else "trial"
+        host_preparation.apply(host, planned(host, row, first), run=programs)
     before = tree(root)
     shutil.copytree(root, start, symlinks=True)
     plan = planned(host, row, operation)
+    choice_before = chosen(host, plan.loader)
     with faults.armed():
         host_preparation.apply(host, plan, run=programs)
     after = tree(root)
+    choice_after = chosen(host, plan.loader)
+    assert (choice_before != choice_after) == ("trial" in operation)
     assert faults.count > 10
     now = after
     for at, kind in cut_offs(faults.count):
@@ -100,7 +118,9 @@ def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults
                 host_preparation.apply(host, plan, run=programs)
             except (VirtpassError, Killed):
                 pass
-        host_preparation.recover(host, run=Programs(row.programs))
+        host_preparation.recover(host, run=Programs({**row.programs, **choices.PROGRAMS}))
         now = tree(root)
-        assert now in (before, after), f"{kind} at effect {at} ({faults.names[-1]})"
+        told = f"{kind} at effect {at} ({faults.names[-1]})"
+        assert now in (before, after), told
+        assert chosen(host, plan.loader) == (choice_before if now == before else choice_after), told
         assert host_preparation.pending(host) == []

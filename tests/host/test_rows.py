@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host import rows_bls, rows_grub, rows_systemd_boot
+from tests.host import rows_bls, rows_grub, rows_ostree, rows_proxmox, rows_systemd_boot
 from tests.host.rows import Programs, Row, build
 from tests.simulation import NIC, desktop
 from virtpass.host.facts import HostFacts
@@ -25,7 +25,7 @@ from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
 
 GOLDEN = Path(__file__).parent / "golden"
-ROWS = (*rows_grub.ROWS, *rows_bls.ROWS, *rows_systemd_boot.ROWS)
+ROWS = (*rows_grub.ROWS, *rows_bls.ROWS, *rows_ostree.ROWS, *rows_systemd_boot.ROWS, *rows_proxmox.ROWS)
 APPLIED = [row for row in ROWS if not row.refused]
 REFUSED = [row for row in ROWS if row.refused]
 
@@ -58,7 +58,7 @@ def wishes(row: Row, host: Host, **more: object) -> Wishes:
     """Return what is wished of every host: something for the bootloader and something for the initramfs."""
     made = next((one for one in GENERATORS if one.name == row.generator), None)
     # A device with a twin, wherever its address can be looked at early enough.
-    bind = (NIC,) if made is not None and made.runs_scripts else ()
+    bind = (NIC,) if row.binds and made is not None and made.runs_scripts else ()
     return Wishes(bind=bind, passthrough=True, bootloader=row.bootloader, **more)  # type: ignore[arg-type]
 
 

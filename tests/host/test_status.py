@@ -10,7 +10,7 @@ import pytest
 from tests.host.machine import look, machine
 from tests.host.test_detect import Fake
 from tests.simulation import AUDIO, CARD, SimulatedHost
-from virtpass.host.boot import BootEntry, Role
+from virtpass.host.boot import BootEntry, Choice, Evidence, Role
 from virtpass.host.early import EarlyPlan
 from virtpass.host.edits import Written, digest
 from virtpass.host.facts import HostFacts
@@ -20,6 +20,7 @@ from virtpass.host.record import HostRecord, Part
 from virtpass.host.status import Check, Verdict, checks, is_rebooted
 from virtpass.host.wishes import Wishes
 from virtpass.system.errors import FailedError
+from virtpass.transaction.plan import Command
 
 ARGUMENTS = ("intel_iommu=on", "iommu=pt")
 BOOT = "1d6f0f3e-0000-4000-8000-000000000001"
@@ -30,6 +31,8 @@ TRIED = "Trial of passthrough: Some Linux"
 FALLBACK = "Without passthrough: Some Linux"
 FILE = "/etc/modprobe.d/virtpass.conf"
 CONTENT = b"softdep i915 pre: vfio-pci\n"
+CHOICE = Choice("virtpass-trial", Command(("grub-reboot", "virtpass-trial"), ""))
+FOUND = Evidence("/boot/grub/grub.cfg exists")
 RIGHT, WAITING, WRONG, UNKNOWN = Verdict.RIGHT, Verdict.WAITING, Verdict.WRONG, Verdict.UNKNOWN
 
 
@@ -38,11 +41,15 @@ class Menu(Fake):
     """A loader with entries, or one whose configuration is not understood."""
 
     menu: Sequence[BootEntry] | None = ()
+    chosen_entry: str | None = ""
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         if self.menu is None:
             raise FailedError("menu", "/boot/grub/grub.cfg is not understood: line 7")
         return list(self.menu)
+
+    def chosen(self, facts: HostFacts) -> str | None:
+        return self.chosen_entry
 
 
 @dataclass
@@ -105,8 +112,11 @@ def seen(
     menu: Sequence[BootEntry] | None = None,
     images: dict[str, frozenset[str] | None] | None = None,
     is_understood: bool = True,
+    chosen: str | None = None,
+    evidence: Evidence | None = FOUND,
 ) -> list[Check]:
-    loader = Menu("grub", menu=menu) if menu is not None or not is_understood else None
+    is_known = menu is not None or chosen is not None or not is_understood
+    loader = Menu("grub", seen=evidence, menu=menu, chosen_entry=chosen) if is_known else None
     generator = Maker(images) if images is not None else None
     return checks(look(host)[0], record, loader, generator)
 
@@ -283,7 +293,8 @@ def test_a_reboot_shows_in_the_boot_id(
 
 
 def test_a_trial_from_its_announcement_to_its_end(host: SimulatedHost) -> None:
-    record = applied(tried=TRIED)
+    assert only(seen(host, applied(tried=TRIED)))[2] == f"the trial is '{TRIED}' on the boot menu"
+    record = applied(tried=TRIED, choice=CHOICE)
     assert only(seen(host, record)) == ("trial", WAITING, f"the next boot is the trial ('{TRIED}')")
     reboot(host, f"{WITH} virtpass=trial")
     assert only(seen(host, record)) == (
@@ -298,6 +309,40 @@ def test_a_trial_from_its_announcement_to_its_end(host: SimulatedHost) -> None:
     assert (reference, verdict) == ("trial", WRONG)
     assert "was not confirmed" in text
     assert "virtpass host apply --trial" in text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "verdict", "words"),
+    [
+        ("virtpass-trial", WAITING, "the next boot is the trial"),
+        ("", WRONG, "the next boot is not the trial but the usual entry"),
+        ("windows", WRONG, "the next boot is not the trial but windows"),
+        (None, WAITING, "the next boot is the trial"),
+    ],
+)
+def test_what_the_next_boot_takes_is_looked_at(
+    host: SimulatedHost, chosen: str | None, verdict: Verdict, words: str
+) -> None:
+    menu = [entry(TRIED, f"{WITH} virtpass=trial", Role.TRIAL)]
+    ((found, text),) = about(
+        seen(host, applied(tried=TRIED, choice=CHOICE), menu=menu, chosen=chosen), "trial"
+    )
+    assert found is verdict
+    assert words in text
+
+
+def test_a_trial_that_was_chosen_once_more_waits_for_its_boot(host: SimulatedHost) -> None:
+    record = applied(tried=TRIED, choice=CHOICE)
+    reboot(host, BASE)
+    assert about(seen(host, record, chosen="virtpass-trial"), "trial")[0][0] is WAITING
+    assert about(seen(host, record, chosen=""), "trial")[0][0] is WRONG
+
+
+def test_a_bootloader_that_is_gone(host: SimulatedHost) -> None:
+    found = seen(host, applied(), menu=[], evidence=None)
+    assert about(found, "bootloader") == [
+        (WRONG, "Grub, for which it was written, is not on this host any more")
+    ]
 
 
 # drivers

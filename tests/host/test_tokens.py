@@ -60,6 +60,13 @@ def test_dashes_and_underscores_in_a_name_are_one_to_the_kernel() -> None:
     assert tokens.missing(("quiet",), ("quiet=",)) == ("quiet",)
 
 
+def test_a_quote_before_a_name_is_no_part_of_it() -> None:
+    assert tokens.key('"root=/dev/my disk"') == "root"
+    line = '"BOOT_IMAGE=/a b" "root=/dev/my disk" ro'
+    assert tokens.lasting(tokens.split(line)) == ('"root=/dev/my disk"', "ro")
+    assert tokens.missing(("iommu=pt",), ('"iommu=pt"',)) == ("iommu=pt",)
+
+
 def test_what_stands_behind_the_dashes_is_not_for_the_kernel() -> None:
     assert tokens.missing(("iommu=pt",), ("ro", "iommu=pt", "--", "x")) == ()
     assert tokens.missing(("iommu=pt",), ("ro", "--", "iommu=pt")) == ("iommu=pt",)
@@ -83,6 +90,10 @@ def test_a_safe_argument_is_written_as_it_was_typed(text: str) -> None:
         "a b",
         "a\nb",
         'x="y"',
+        'root="/dev/sda1"',
+        '"root=/dev/sda1"',
+        'r"oot=/dev/sda1"',
+        "root='/dev/sda1'",
         "x='y'",
         "x=$(reboot)",
         "x=`id`",
@@ -97,7 +108,8 @@ def test_a_safe_argument_is_written_as_it_was_typed(text: str) -> None:
         "a\0b",
         "ä",
         "--",
-        "-x",
+        "-b",
+        "-s",
         "=x",
         ",x",
         "x" * 513,

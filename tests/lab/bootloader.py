@@ -37,6 +37,10 @@ class Bootloader(ABC):
         """Let the next boot, and only that, take the entry with the identifier `entry`."""
 
     @abstractmethod
+    def chosen_once(self) -> str:
+        """Return the entry that the next boot alone takes; empty when none was chosen."""
+
+    @abstractmethod
     def add_argument(self, word: str) -> None:
         """Add a kernel argument for this and all later kernels."""
 
@@ -70,6 +74,11 @@ class Grub(Bootloader):
         """Let the next boot take `entry`, through grubenv."""
         self.machine.run(["grub-reboot", entry]).check()
 
+    def chosen_once(self) -> str:
+        """Read grubenv with GRUB's own program."""
+        listed = self.machine.run(["grub-editenv", "list"]).check().text
+        return "".join(line[11:] for line in listed.splitlines() if line.startswith("next_entry="))
+
     def add_argument(self, word: str) -> None:
         """Edit Debian's file and run update-grub."""
         text = self.machine.get(GRUB_FILE).decode()
@@ -91,6 +100,7 @@ class SystemdBoot(Bootloader):
 
     ESP = "/boot/efi"
     ARGUMENTS = "/etc/kernel/cmdline"
+    ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
     def entries(self) -> list[str]:
         """Return the identifiers as bootctl lists them."""
@@ -100,6 +110,12 @@ class SystemdBoot(Bootloader):
     def choose_once(self, entry: str) -> None:
         """Let the next boot take `entry`, through an EFI variable."""
         self.machine.run(["bootctl", "set-oneshot", entry]).check()
+
+    def chosen_once(self) -> str:
+        """Read the EFI variable: four bytes of attributes, then text in UTF-16."""
+        if self.machine.run(["test", "-e", self.ONE_SHOT]).status != 0:
+            return ""
+        return self.machine.get(self.ONE_SHOT)[4:].decode("utf-16-le").rstrip("\0")
 
     def add_argument(self, word: str) -> None:
         """Edit /etc/kernel/cmdline and let kernel-install make the entries anew."""

@@ -136,6 +136,19 @@ def there_and_back(machine: Machine) -> None:
     assert tree(machine) == before
 
 
+def trial_taken_back(machine: Machine) -> None:
+    """Choose a trial for the next boot, and take it back before. Raises AssertionError."""
+    loader = bootloader.of(machine)
+    before = tree(machine)
+    assert loader.chosen_once() == ""
+    host(machine, "apply", "--pt", "--trial", "--yes").check()
+    assert "virtpass" in loader.chosen_once()
+    assert verdicts(machine) == {"right", "waiting for a reboot"}
+    host(machine, "revert", "--yes").check()
+    assert loader.chosen_once() == ""
+    assert tree(machine) == before
+
+
 def on_trial(machine: Machine) -> None:
     """Try in one boot that a power cut ends; try again and confirm. Raises AssertionError."""
     loader = bootloader.of(machine)
@@ -154,7 +167,10 @@ def on_trial(machine: Machine) -> None:
     assert has_only_host_drivers(machine)
     assert host(machine, "status").status == 1
 
-    host(machine, "apply", *WISHES, "--trial", "--yes").check()
+    again = host(machine, "apply", *WISHES, "--trial", "--yes").check()
+    assert "the next boot tries it" in again.error_text
+    assert "virtpass" in loader.chosen_once()
+    assert host(machine, "status").status == 0
     machine.reboot()
     host(machine, "confirm", "--yes").check()
     machine.reboot()

@@ -8,7 +8,7 @@ import pytest
 
 from . import bootloader
 from .machine import Job, Machine
-from .preparation import TIMEOUT, WISHES, host, on_trial, status, there_and_back, tree
+from .preparation import TIMEOUT, WISHES, host, on_trial, status, there_and_back, tree, trial_taken_back
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -19,6 +19,10 @@ def test_applied_booted_left_by_the_fallback_and_taken_back(grub_bios: Machine) 
 
 def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(grub_bios: Machine) -> None:
     on_trial(grub_bios)
+
+
+def test_a_trial_that_is_taken_back_is_not_booted(grub_bios: Machine) -> None:
+    trial_taken_back(grub_bios)
 
 
 def applying(machine: Machine) -> Job:
@@ -39,7 +43,7 @@ def test_a_power_cut_while_it_is_applied(grub_bios: Machine) -> None:
     machine.reset()
     assert "iommu=pt" not in loader.arguments()
     assert status(machine)["unfinished"] is True
-    assert host(machine, "apply", *WISHES, "--yes").status == 4
+    assert host(machine, "apply", *WISHES, "--dry-run").status == 4
     assert "put back" in host(machine, "recover").check().text
     assert tree(machine) == before
     assert host(machine, "status").status == 0

@@ -301,7 +301,8 @@ def test_a_kill_at_each_effect(place: Path, faults: Faults, name: str, kind: str
         with faults.armed(at, kind), pytest.raises(Killed):
             story.act()
         told = f"{kind} at effect {at} ({faults.names[at - 1]})"
-        case.transaction().recover()
+        foreseen = case.transaction().foreseen()
+        assert set(foreseen) == set(case.transaction().recover()), told
         is_after = case.state() == after
         if name == "failed proof" or not is_after:
             assert without_copy(case.state(times=True)) == without_copy(before), told

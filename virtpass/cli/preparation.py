@@ -157,6 +157,7 @@ def apply(
     more is taken back.
     """
     where = _below(context, root)
+    _heal(where, dry_run=dry_run)
     wanted = host_preparation.plan(where, _parsed(values))
     _carry_out(where, wanted, as_json=as_json, dry_run=dry_run, yes=yes)
 
@@ -170,6 +171,7 @@ def apply(
 def confirm(context: click.Context, root: str | None, as_json: bool, dry_run: bool, yes: bool) -> None:
     """Make lasting what this boot tries."""
     where = _below(context, root)
+    _heal(where, dry_run=dry_run)
     _carry_out(where, host_preparation.plan_confirm(where), as_json=as_json, dry_run=dry_run, yes=yes)
 
 
@@ -185,6 +187,7 @@ def revert(context: click.Context, root: str | None, as_json: bool, dry_run: boo
     What others have written into the same files since stays.
     """
     where = _below(context, root)
+    _heal(where, dry_run=dry_run)
     wanted = host_preparation.plan_undo(where)
     if wanted is None:
         if as_json:
@@ -196,18 +199,22 @@ def revert(context: click.Context, root: str | None, as_json: bool, dry_run: boo
 
 @host.command()
 @options.dry_run
+@click.option("--keep", is_flag=True, help="Leave files that somebody else has changed meanwhile.")
 @options.as_json
 @root_option
 @click.pass_context
-def recover(context: click.Context, root: str | None, as_json: bool, dry_run: bool) -> None:
+def recover(context: click.Context, root: str | None, as_json: bool, keep: bool, dry_run: bool) -> None:
     """Put back what a crash has cut off half way."""
     where = _below(context, root)
-    done = host_preparation.pending(where) if dry_run else host_preparation.recover(where, say=note)
+    if dry_run:
+        done = host_preparation.pending(where, keep=keep)
+    else:
+        done = host_preparation.recover(where, keep=keep, say=note)
     if as_json:
         say_json(done)
         return
     for line in done:
-        say(f"would be put back: {line}" if dry_run else line)
+        say(f"to do: {line}" if dry_run else line)
     if not done:
         note("no change was cut off: there is nothing to recover")
 
@@ -243,10 +250,11 @@ def _show_status(found: host_preparation.HostStatus) -> None:
     if found.is_unfinished:
         _say_wrapped(f"{'Unfinished':<12}", "a change was cut off half way")
         note("next: virtpass host recover")
-    if found.record is None:
-        _say_wrapped(f"{'Applied':<12}", "nothing")
-        return
-    _say_wrapped(f"{'Applied':<12}", " ".join(found.record.arguments) or "no kernel argument")
+    if found.record is not None:
+        applied = " ".join(found.record.arguments) or "no kernel argument"
+    else:
+        applied = "" if found.checks else "nothing"
+    _say_wrapped(f"{'Applied':<12}", applied)
     for check in found.checks:
         colour = _VERDICT_COLOURS[check.verdict]
         _say_wrapped(f"  {check.verdict.value:<21} ", check.text, colour=colour)
@@ -301,12 +309,21 @@ def _kernels(kernels: Sequence[Kernel]) -> list[tuple[str, str]]:
     return lines or [("Kernel", "none is found")]
 
 
+def _heal(where: Host, *, dry_run: bool) -> None:
+    """Put back what a crash has cut off half way, before anything else is done."""
+    if dry_run or not host_preparation.is_unfinished(where):
+        return
+    note("an earlier change was cut off half way, and is put back first")
+    for line in host_preparation.recover(where, say=note):
+        note(line)
+
+
 def _carry_out(where: Host, wanted: HostPlan, *, as_json: bool, dry_run: bool, yes: bool) -> None:
     """Show a plan, ask, and make it real."""
     if dry_run:
         _show(wanted, as_json=as_json)
         return
-    if wanted.plan.is_empty:
+    if wanted.is_empty:
         host_preparation.apply(where, wanted, say=note)
         _show(wanted, as_json=as_json)
         return
@@ -361,9 +378,13 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
         cost = f" ({command.cost})" if command.cost else ""
         say(f"{number}. {shlex.join(command.argv)}")
         say(f"   {command.reason}{cost}")
+    for switch in wanted.switches:
+        say(f"at once: {switch.path} says {switch.value}")
+    for kept in wanted.restore:
+        say(f"as before, unless it was written since: {kept.path}")
     for one in wanted.notes:
         _note(one)
-    if wanted.plan.is_empty:
+    if wanted.is_empty:
         note("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))
     elif wanted.needs_reboot and not is_asking:
         note("it takes effect at the next boot")
@@ -407,6 +428,8 @@ def plan_json(wanted: HostPlan) -> dict[str, Any]:
             {"argv": list(command.argv), "reason": command.reason, "cost": command.cost or None}
             for command in wanted.plan.commands
         ],
+        "kernel_parameters": [{"path": one.path, "value": one.value} for one in wanted.switches],
+        "restored": [kept.path for kept in wanted.restore],
         "notes": [
             {"reference": one.reference, "severity": one.severity.value, "text": one.text}
             for one in wanted.notes

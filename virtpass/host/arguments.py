@@ -1,143 +1,64 @@
-"""What kernel arguments really do: which help, which do nothing, which do harm. Facts as a table.
+"""What kernel arguments really do on a host: which help, which do nothing, which do harm."""
 
-Sources: the kernel's admin-guide/kernel-parameters.txt and the parsers of 6.1, 6.12 and 7.3
-(drivers/iommu/intel/iommu.c, drivers/iommu/amd/init.c, drivers/iommu/irq_remapping.c, drivers/video).
-"""
+from collections.abc import Iterable
 
-from dataclasses import dataclass
-from enum import Enum
-
+from virtpass.host.boot_words import decides_boot
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import Iommu
 from virtpass.host.kernels import Presence
-from virtpass.host.tokens import key
+from virtpass.host.known_arguments import (
+    AMD_VALUES,
+    ELEMENTS,
+    FIXED,
+    KEYS,
+    NAMES_NOTHING,
+    NOT_KNOWN,
+    NOT_OF_AMD,
+    SWITCHES,
+    Effect,
+    Judgement,
+)
+from virtpass.host.tokens import key, truth
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device, Inventory
 from virtpass.system.host import Host
 
-
-class Effect(Enum):
-    """What an argument does on this host."""
-
-    USEFUL = "useful"
-    USELESS = "useless"
-    HARMFUL = "harmful"
-    # Such that no warning makes it right.
-    FORBIDDEN = "forbidden"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is known of one argument.
-
-    Attributes:
-        effect: what it does here.
-        text: why, one sentence without a full stop; empty for an argument that virtpass does not know.
-    """
-
-    effect: Effect
-    text: str = ""
-
-
-# Whole arguments whose effect is the same everywhere.
-_FIXED = {
-    "amd_iommu=on": Judgement(
-        Effect.USELESS, "has a value that no kernel knows: AMD's IOMMU is on by itself"
-    ),
-    "iommu=on": Judgement(Effect.USELESS, "has a value that no kernel knows on x86"),
-    "intremap=on": Judgement(Effect.USELESS, "is the default"),
-    "video=vesafb:off": Judgement(Effect.USELESS, "is not looked at by vesafb in any kernel from 6.1 on"),
-    "video=vesa:off": Judgement(Effect.USELESS, "names no driver"),
-    "video=simplefb:off": Judgement(Effect.USELESS, "does not reach simpledrm, which current kernels use"),
-    "intremap=no_x2apic_optout": Judgement(Effect.USEFUL, "overrules a firmware that forbids x2APIC"),
-    "initcall_blacklist=sysfb_init": Judgement(
-        Effect.HARMFUL, "leaves the host without any picture until a graphics driver is loaded"
-    ),
-    "intremap=off": Judgement(Effect.HARMFUL, "makes VFIO refuse every device"),
-    "intremap=nosid": Judgement(Effect.HARMFUL, "lets a device send the interrupts of another one"),
-    "intel_iommu=off": Judgement(Effect.HARMFUL, "switches off what passthrough needs"),
-    "amd_iommu=off": Judgement(Effect.HARMFUL, "switches off what passthrough needs"),
-    "iommu=off": Judgement(Effect.HARMFUL, "switches off what passthrough needs"),
-    "intel_iommu=igfx_off": Judgement(
-        Effect.HARMFUL, "leaves the processor's own graphics out of the IOMMU: it cannot be given to a domain"
-    ),
-    "vfio.enable_unsafe_noiommu_mode=1": Judgement(
-        Effect.HARMFUL, "lets a guest write into all memory of the host"
-    ),
-    "vfio-pci.disable_vga=1": Judgement(
-        Effect.USEFUL, "keeps a domain with SeaBIOS from using a card as its first display"
-    ),
-}
-_PASSTHROUGH = ("iommu=pt", "iommu.passthrough=1")
-_AMD_VALUES = (
-    "off",
-    "fullflush",
-    "force_isolation",
-    "force_enable",
-    "pgtbl_v1",
-    "pgtbl_v2",
-    "irtcachedis",
-    "nohugepages",
-    "v2_pgsizes_only",
-)
 # The first kernel whose vfio-pci takes the framebuffer of the firmware away by itself for sure.
 EVICTS_FRAMEBUFFER = (6, 1)
-_UNSAFE = Judgement(
-    Effect.HARMFUL,
-    "lets a guest send interrupts to the host; --unsafe-interrupts is the way to ask for it",
-)
-# By what stands before the first "=".
-_KEYS = {
-    "virtpass": Judgement(Effect.FORBIDDEN, "is what virtpass marks its own boot entries with"),
-    "BOOT_IMAGE": Judgement(Effect.FORBIDDEN, "is written by the bootloader"),
-    "initrd": Judgement(Effect.FORBIDDEN, "is written by the bootloader"),
-    "vfio_iommu_type1.allow_unsafe_interrupts": _UNSAFE,
-    "iommufd.allow_unsafe_interrupts": _UNSAFE,
-}
 _INTEL = 0x8086
 _MAKERS = {"intel": "Intel", "amd": "AMD"}
 _ANY = 0xFFFFFFFF
-_BLACKLISTS = ("module_blacklist", "modprobe.blacklist", "rd.driver.blacklist")
-_BOOTS_THE_HOST = (
-    "root",
-    "rootfstype",
-    "rootflags",
-    "init",
-    "rdinit",
-    "cryptdevice",
-    "resume",
-    "ro",
-    "rw",
-    "single",
-    "emergency",
-    "rescue",
-    "systemd.unit",
-    "rd.break",
-)
+# Of the kernel and of modprobe; then those of an initramfs, which count until the root is mounted.
+_BLACKLISTS = ("module_blacklist", "modprobe.blacklist", "rd.driver.blacklist", "rdblacklist", "blacklist")
+# From what must be to what may be; of a list the first counts.
+_ORDER = (Effect.FORBIDDEN, Effect.HARMFUL, Effect.UNKNOWN, Effect.USEFUL, Effect.USELESS)
 
 
 def judge_argument(argument: str, facts: HostFacts, iommu: Iommu, inventory: Inventory) -> Judgement:
     """Tell what an argument does on this host."""
     name = key(argument)
-    if name in ("intel_iommu", "amd_iommu"):
-        return _for_vendor(argument, facts, iommu, inventory)
+    value = argument.partition("=")[2]
+    if name in ELEMENTS:
+        return _of_elements(name, value, facts, iommu, inventory)
     if name == "pcie_acs_override":
         return _acs(facts)
-    if name == "vfio_pci.ids":
-        return _ids(argument, facts, inventory)
+    if name in ("vfio_pci.ids", "pci_stub.ids"):
+        return _ids(name, value, facts, inventory)
+    if name == "initcall_blacklist":
+        return _initcalls(value, inventory)
     if name in _BLACKLISTS:
-        return _blacklist(argument, inventory)
-    if argument in _PASSTHROUGH:
+        return _blacklist(value, inventory)
+    if _asks_passthrough(argument):
         return _passthrough(facts, iommu)
+    if name in SWITCHES:
+        return _of_switch(SWITCHES[name], argument)
     if argument == "video=efifb:off":
         return _framebuffer(facts)
-    if argument in _FIXED:
-        return _FIXED[argument]
-    if name in _BOOTS_THE_HOST or name.startswith(("rd.luks", "rd.lvm", "rd.md")):
+    if decides_boot(argument):
         return Judgement(Effect.FORBIDDEN, "decides how the host itself boots; change that by hand")
-    return _KEYS.get(name, Judgement(Effect.UNKNOWN))
+    fixed = FIXED.get(argument.replace(argument.partition("=")[0], name, 1), NOT_KNOWN)
+    return KEYS.get(name, fixed)
 
 
 def left_out(inventory: Inventory) -> tuple[PciAddress, ...]:
@@ -164,21 +85,70 @@ def bound_module(host: Host, address: PciAddress) -> str:
     return host.link_name(f"{sysfs.device_path(address)}/driver/module") or ""
 
 
-def _for_vendor(argument: str, facts: HostFacts, iommu: Iommu, inventory: Inventory) -> Judgement:
-    """Judge ``intel_iommu=`` and ``amd_iommu=``."""
-    vendor, value = key(argument).partition("_")[0], argument.partition("=")[2]
-    other = {"intel": "amd", "amd": "intel"}[vendor]
-    if vendor == "amd" and not set(value.split(",")) & set(_AMD_VALUES):
-        return _FIXED["amd_iommu=on"]
-    if iommu.vendor == other:
+def _elements(value: str) -> list[str]:
+    return [one for one in value.split(",") if one]
+
+
+def _worst(judgements: Iterable[Judgement]) -> Judgement:
+    """Return what a list does of whose elements each counts; nothing is known of an empty one."""
+    found = list(judgements)
+    for effect in _ORDER:
+        if texts := [one.text for one in found if one.effect is effect]:
+            return Judgement(effect, ", and ".join(dict.fromkeys(texts)))
+    return NOT_KNOWN
+
+
+def _of_elements(name: str, value: str, facts: HostFacts, iommu: Iommu, inventory: Inventory) -> Judgement:
+    """Judge an argument that is a list, such as ``intel_iommu=on,sm_on``."""
+    elements = _elements(value)
+    if name == "amd_iommu" and not any(one.startswith(AMD_VALUES) for one in elements):
+        return NOT_OF_AMD
+    vendor = name.removesuffix("_iommu")
+    other = {"intel": "amd", "amd": "intel"}.get(vendor)
+    if other and iommu.vendor == other:
         return Judgement(Effect.USELESS, f"does nothing on a host with an IOMMU of {_MAKERS[other]}")
-    if argument != "intel_iommu=on":
-        return _FIXED.get(argument, Judgement(Effect.UNKNOWN))
-    if not iommu.is_on or argument in facts.running:
+
+    def judged(element: str) -> Judgement:
+        if name == "intel_iommu" and element.startswith("on"):
+            return _intel_on(facts, iommu, inventory)
+        if name == "iommu" and element.startswith("pt"):
+            return _passthrough(facts, iommu)
+        if name == "amd_iommu" and not element.startswith(AMD_VALUES):
+            return NOT_OF_AMD
+        known = (one for beginning, one in ELEMENTS[name].items() if element.startswith(beginning))
+        return next(known, NOT_KNOWN)
+
+    return _worst(map(judged, elements))
+
+
+def _intel_on(facts: HostFacts, iommu: Iommu, inventory: Inventory) -> Judgement:
+    runs_with_it = any(
+        element.startswith("on")
+        for token in facts.running
+        if key(token) == "intel_iommu"
+        for element in _elements(token.partition("=")[2])
+    )
+    if not iommu.is_on or runs_with_it:
         return Judgement(Effect.USEFUL, "switches on the IOMMU of Intel")
     if left_out(inventory):
         return Judgement(Effect.USEFUL, "includes the processor's own graphics in the IOMMU")
     return Judgement(Effect.USELESS, "is not needed: the IOMMU is on without it")
+
+
+def _of_switch(on: Judgement, argument: str) -> Judgement:
+    """Judge a parameter of a module that is true or false; without a value it is true."""
+    says = truth(argument)
+    if says is None:
+        return NOT_KNOWN
+    return on if says else Judgement(Effect.USELESS, "is the default")
+
+
+def _asks_passthrough(token: str) -> bool:
+    """Tell whether the host's own devices reach memory untranslated for this argument."""
+    name, value = key(token), token.partition("=")[2]
+    if name == "iommu":
+        return any(element.startswith("pt") for element in _elements(value))
+    return name == "iommu.passthrough" and truth(token) is True
 
 
 def _acs(facts: HostFacts) -> Judgement:
@@ -193,7 +163,7 @@ def _acs(facts: HostFacts) -> Judgement:
 
 
 def _passthrough(facts: HostFacts, iommu: Iommu) -> Judgement:
-    if iommu.passes_through and not any(one in facts.running for one in _PASSTHROUGH):
+    if iommu.passes_through and not any(_asks_passthrough(token) for token in facts.running):
         return Judgement(Effect.USELESS, "is not needed: this kernel translates for no device of the host")
     return Judgement(Effect.USEFUL, "spares the host's own devices translation, and their memory protection")
 
@@ -207,9 +177,11 @@ def _framebuffer(facts: HostFacts) -> Judgement:
     )
 
 
-def _blacklist(argument: str, inventory: Inventory) -> Judgement:
+def _blacklist(value: str, inventory: Inventory) -> Judgement:
     """Judge an argument that keeps modules from being loaded."""
-    names = {name.replace("-", "_") for name in argument.partition("=")[2].split(",")}
+    names = {name.replace("-", "_") for name in _elements(value)}
+    if not names:
+        return NAMES_NOTHING
     if any(name.startswith("vfio") for name in names):
         return Judgement(Effect.FORBIDDEN, "keeps VFIO itself from being loaded")
     for address, phrases in inventory.needed.items():
@@ -217,6 +189,32 @@ def _blacklist(argument: str, inventory: Inventory) -> Judgement:
             return Judgement(Effect.FORBIDDEN, f"takes the driver of {address}, which {phrases[0]}")
     text = "takes a driver from every device that it knows; --bind or --softdep spare the others"
     return Judgement(Effect.HARMFUL, text)
+
+
+def _initcalls(value: str, inventory: Inventory) -> Judgement:
+    """Judge ``initcall_blacklist=``, which names functions of the kernel and of modules."""
+    needed = {
+        module: f"takes the driver of {address}, which {phrases[0]}"
+        for address, phrases in inventory.needed.items()
+        if (module := bound_module(inventory.host, address))
+    }
+
+    def judged(function: str) -> Judgement:
+        if function.startswith("vfio"):
+            return Judgement(Effect.FORBIDDEN, "keeps VFIO itself from being started")
+        for module, text in needed.items():
+            # As most of them are called: nvme_init, ahci_pci_driver_init.
+            if function.startswith(f"{module}_"):
+                return Judgement(Effect.FORBIDDEN, text)
+        if function == "sysfb_init":
+            text = "leaves the host without any picture until a graphics driver is loaded"
+            return Judgement(Effect.HARMFUL, text)
+        return Judgement(
+            Effect.HARMFUL, "leaves out a part of the kernel's start that virtpass does not know"
+        )
+
+    functions = _elements(value)
+    return _worst(map(judged, functions)) if functions else NAMES_NOTHING
 
 
 def matches(ids: str, device: Device) -> bool:
@@ -239,11 +237,11 @@ def matches(ids: str, device: Device) -> bool:
     )
 
 
-def _ids(argument: str, facts: HostFacts, inventory: Inventory) -> Judgement:
-    """Judge ``vfio-pci.ids=``: every device with the ids goes to vfio-pci, whatever the host does with it."""
+def _ids(name: str, value: str, facts: HostFacts, inventory: Inventory) -> Judgement:
+    """Judge ``vfio-pci.ids=`` and ``pci-stub.ids=``: every device with the ids goes, needed or not."""
     taken: set[PciAddress] = set()
     mixed = ""
-    for ids in argument.partition("=")[2].split(","):
+    for ids in value.split(","):
         found = [device.address for device in inventory.devices.values() if matches(ids, device)]
         taken.update(found)
         if len({address[:3] for address in found}) > 1:
@@ -253,10 +251,12 @@ def _ids(argument: str, facts: HostFacts, inventory: Inventory) -> Judgement:
             return Judgement(Effect.FORBIDDEN, f"takes {address}, which {phrases[0]}")
     if not taken:
         return Judgement(Effect.USELESS, "matches no device of this host")
-    if facts.kernels and all(kernel.presence("vfio-pci") is Presence.MISSING for kernel in facts.kernels):
-        return Judgement(Effect.USELESS, "needs vfio-pci, which no installed kernel has")
+    driver = name.partition(".")[0].replace("_", "-")
+    if facts.kernels and all(kernel.presence(driver) is Presence.MISSING for kernel in facts.kernels):
+        return Judgement(Effect.USELESS, f"needs {driver}, which no installed kernel has")
+    verb, end = ("takes", "") if driver == "vfio-pci" else ("keeps", " from the host's drivers")
     names = ", ".join(str(address) for address in sorted(taken))
     if mixed:
-        text = f"takes every device with the ids {mixed} ({names}); --bind tells them apart"
+        text = f"{verb} every device with the ids {mixed} ({names}){end}; --bind tells them apart"
         return Judgement(Effect.HARMFUL, text)
-    return Judgement(Effect.USEFUL, f"takes {names}")
+    return Judgement(Effect.USEFUL, f"{verb} {names}{end}")

@@ -61,6 +61,19 @@ class BootRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """How the next boot, and only that, comes to take an entry.
+
+    Attributes:
+        identifier: what the loader's own tools call the entry.
+        command: makes the choice; what its ``revert`` names takes it back.
+    """
+
+    identifier: str
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
 class BootPlan:
     """How a bootloader gets there.
 
@@ -71,6 +84,8 @@ class BootPlan:
         fallback: the title of the entry without our arguments; empty when this loader has none.
         tried: the title of the entry of the trial; empty without one.
         builds_initramfs: whether the commands build every initramfs too, so that nothing else needs to.
+        choice: what makes the next boot the trial; None without a trial, or where the loader cannot.
+        keeps_initramfs: whether the fallback entry starts with an initramfs as it was before.
     """
 
     edits: tuple[Edit, ...] = ()
@@ -79,6 +94,8 @@ class BootPlan:
     fallback: str = ""
     tried: str = ""
     builds_initramfs: bool = False
+    choice: Choice | None = None
+    keeps_initramfs: bool = False
 
 
 class Role(Enum):
@@ -149,8 +166,11 @@ class Loader(Protocol):
             VirtpassError: the loader's configuration is not understood.
         """
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Return what makes the next boot, and only that, take an entry; None when the loader cannot."""
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Return the identifier of the entry that the next boot alone takes.
+
+        Empty when nothing was chosen, also for a loader that knows no such choice; None when nobody can tell.
+        """
 
 
 @runtime_checkable

@@ -4,19 +4,13 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from virtpass.host import tokens
-from virtpass.host.arguments import (
-    Effect,
-    bound_module,
-    evicts_framebuffer,
-    judge_argument,
-    left_out,
-    matches,
-)
+from virtpass.host.arguments import bound_module, evicts_framebuffer, judge_argument, left_out, matches
 from virtpass.host.boot import Note, Severity
 from virtpass.host.early import EarlyDevice, EarlyPlan
 from virtpass.host.facts import HostFacts
-from virtpass.host.iommu import Iommu, IommuState
+from virtpass.host.iommu import UNSAFE_INTERRUPTS, Iommu, IommuState
 from virtpass.host.kernels import Presence
+from virtpass.host.known_arguments import Effect
 from virtpass.host.wishes import Wishes
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -126,7 +120,7 @@ def _for_graphics(
     facts: HostFacts, inventory: Inventory, devices: Iterable[PciAddress], notes: list[Note]
 ) -> Iterable[str]:
     """Return what a host needs whose IOMMU is on."""
-    if _SWITCH in facts.running:
+    if not tokens.missing((_SWITCH,), facts.running):
         # It may be on for that reason alone. Whether the argument is ours or the user's own is told later.
         yield _SWITCH
         return
@@ -334,7 +328,7 @@ def _early(
         devices=found if by_address else (),
         softdeps=tuple(dict.fromkeys([*softdeps, *wishes.softdeps])),
         blacklist=tuple(dict.fromkeys(wishes.blacklist)),
-        unsafe_interrupts=_wants_unsafe(iommu, wishes, notes),
+        unsafe_interrupts=_wants_unsafe(facts, iommu, wishes, notes),
         modules=tuple(
             name
             for name in _VFIO_MODULES
@@ -344,7 +338,7 @@ def _early(
     )
 
 
-def _wants_unsafe(iommu: Iommu, wishes: Wishes, notes: list[Note]) -> bool:
+def _wants_unsafe(facts: HostFacts, iommu: Iommu, wishes: Wishes, notes: list[Note]) -> bool:
     if not wishes.unsafe_interrupts:
         if iommu.is_on and not iommu.remaps_interrupts and not iommu.allows_unsafe:
             text = (
@@ -363,6 +357,9 @@ def _wants_unsafe(iommu: Iommu, wishes: Wishes, notes: list[Note]) -> bool:
         "a guest with a device can send interrupts to the host: let no guest have one that you do not trust"
     )
     notes.append(Note("unsafe-interrupts", text, Severity.WARNING))
+    if not facts.host.root and any(facts.host.read(path) == "N" for path in UNSAFE_INTERRUPTS):
+        text = "VFIO is told at once too: it counts for every device that is attached from now on"
+        notes.append(Note("unsafe-interrupts-now", text))
     return True
 
 

@@ -20,11 +20,7 @@ def choose(facts: HostFacts, loaders: Sequence[Loader], wanted: str = "") -> Loa
         RefusedError: the evidence is none, or conflicting.
     """
     if wanted:
-        for loader in loaders:
-            if loader.name == wanted:
-                return loader
-        names = ", ".join(loader.name for loader in loaders)
-        raise UsageError("bootloader", f"virtpass knows no bootloader '{wanted}'", f"it knows {names}")
+        return named(wanted, loaders)
     found = _found(facts, loaders)
     if not found:
         raise RefusedError(
@@ -39,6 +35,19 @@ def choose(facts: HostFacts, loaders: Sequence[Loader], wanted: str = "") -> Loa
         f"more than one bootloader seems to be in use: {_texts(found)}",
         f"say which with --bootloader, one of: {', '.join(loader.name for loader, _ in found)}",
     )
+
+
+def named(name: str, loaders: Sequence[Loader]) -> Loader:
+    """Return the loader of a name that the user gave.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for loader in loaders:
+        if loader.name == name:
+            return loader
+    names = ", ".join(loader.name for loader in loaders)
+    raise UsageError("bootloader", f"virtpass knows no bootloader '{name}'", f"it knows {names}")
 
 
 def _found(facts: HostFacts, loaders: Sequence[Loader]) -> list[tuple[Loader, Evidence]]:

@@ -4,12 +4,10 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-from virtpass.host import tokens
+from virtpass.host import efi, tokens
 from virtpass.host.kernels import Kernel, installed_kernels
 from virtpass.system.host import Host
 
-_EFIVARS = "/sys/firmware/efi/efivars"
-_LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
 
 
@@ -45,7 +43,7 @@ class HostFacts:
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
         """The installed kernels, by version."""
-        return installed_kernels(self.host)
+        return installed_kernels(self.host, self.running_kernel)
 
     @cached_property
     def root_words(self) -> tuple[str, ...]:
@@ -95,8 +93,8 @@ def read_facts(host: Host) -> HostFacts:
         is_uefi=host.exists("/sys/firmware/efi"),
         running=tokens.split((host.read("/proc/cmdline") or "") if is_running else ""),
         running_kernel=(host.read("/proc/sys/kernel/osrelease") or "") if is_running else "",
-        loader=efi_text(host, "LoaderInfo") if is_running else "",
-        stub=efi_text(host, "StubInfo") if is_running else "",
+        loader=(efi.loader_text(host, "LoaderInfo") or "") if is_running else "",
+        stub=(efi.loader_text(host, "StubInfo") or "") if is_running else "",
     )
 
 
@@ -117,9 +115,3 @@ def os_release(host: Host) -> dict[str, str]:
         if found and name.isidentifier():
             values[name] = value.strip().strip("\"'")
     return values
-
-
-def efi_text(host: Host, name: str) -> str:
-    """Return a text variable of the boot loader interface: four bytes of attributes, then UTF-16."""
-    content = host.read_bytes(f"{_EFIVARS}/{name}-{_LOADER_GUID}") or b""
-    return content[4:].decode("utf-16-le", "replace").partition("\0")[0]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from virtpass.host.facts import HostFacts
+from virtpass.host.kernels import configuration
 from virtpass.pci import sysfs
 
 _IOMMUS = "/sys/class/iommu"
@@ -164,11 +165,5 @@ def _switch(facts: HostFacts, vendor: str, value: str) -> str:
 def _is_unset(facts: HostFacts, option: str) -> bool:
     """Tell whether the running kernel was surely built without an option."""
     version = facts.running_kernel
-    for path in (
-        f"/boot/config-{version}",
-        f"/usr/lib/modules/{version}/config",
-        f"/lib/modules/{version}/config",
-    ):
-        if text := facts.text(path):
-            return f"{option}=y" not in text
-    return False
+    text = configuration(facts.host, version, is_running=True) if version else ""
+    return bool(text) and f"{option}=y" not in text.splitlines()

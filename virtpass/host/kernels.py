@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -17,6 +18,20 @@ _SUFFIXES = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
 # A function of the ACS override patch, which never went upstream.
 _ACS_SYMBOL = b"pcie_acs_overrides"
 _RUNNING_SYMBOLS = "/proc/kallsyms"
+_RUNNING_CONFIGURATION = "/proc/config.gz"
+# A quarter of a megabyte is usual.
+_MAX_CONFIGURATION = 4 << 20
+# zlib's word for "expect the header of gzip".
+_GZIP = zlib.MAX_WBITS | 16
+# What a kernel was built with that has the driver, for kernels without an index of what is built in.
+_OPTIONS = {
+    "vfio": "CONFIG_VFIO",
+    "vfio_iommu_type1": "CONFIG_VFIO_IOMMU_TYPE1",
+    "vfio_pci": "CONFIG_VFIO_PCI",
+    "vfio_pci_core": "CONFIG_VFIO_PCI_CORE",
+    "vfio_virqfd": "CONFIG_VFIO_VIRQFD",
+    "pci_stub": "CONFIG_PCI_STUB",
+}
 
 
 class Presence(Enum):
@@ -50,13 +65,20 @@ class Kernel:
     def presence(self, module: str) -> Presence:
         """Tell how the kernel has a module; dashes and underscores are one."""
         name = module.replace("-", "_")
-        if name in self._built_in:
+        if name in self._built_in or _OPTIONS.get(name) in self._configured:
             return Presence.BUILT_IN
         return Presence.MODULE if name in self._loadable else Presence.MISSING
 
     @cached_property
     def _built_in(self) -> frozenset[str]:
         return self._names("modules.builtin")
+
+    @cached_property
+    def _configured(self) -> frozenset[str]:
+        """The options that are set to yes; none where an index says the same for all modules."""
+        if self.host.exists(f"{self.modules}/modules.builtin"):
+            return frozenset()
+        return _set_options(configuration(self.host, self.version, is_running=self.is_running))
 
     @cached_property
     def _loadable(self) -> frozenset[str]:
@@ -117,11 +139,16 @@ class Kernel:
         return self.host.read("/proc/sys/kernel/osrelease") == self.version
 
 
-def installed_kernels(host: Host) -> tuple[Kernel, ...]:
-    """Return the kernels that have modules on the host, by version.
+def installed_kernels(host: Host, running: str = "") -> tuple[Kernel, ...]:
+    """Return the kernels that have modules on the host, by version; and the running one if it takes none.
 
     A directory without an index is what a removed kernel has left behind.
+
+    Args:
+        host: its files.
+        running: version of the host's running kernel; empty when the host does not run.
     """
+    found: list[Kernel] = []
     for folder in _MODULES:
         found = [
             Kernel(host, name, f"{folder}/{name}")
@@ -129,5 +156,36 @@ def installed_kernels(host: Host) -> tuple[Kernel, ...]:
             if host.exists(f"{folder}/{name}/modules.dep") or host.exists(f"{folder}/{name}/modules.builtin")
         ]
         if found:
-            return tuple(sorted(found, key=lambda kernel: (kernel.number, kernel.version)))
-    return ()
+            break
+    if running and running not in [kernel.version for kernel in found]:
+        # Without its modules a kernel that takes some was removed since it was booted.
+        text = configuration(host, running, is_running=True)
+        if text and "CONFIG_MODULES" not in _set_options(text):
+            found.append(Kernel(host, running, f"{_MODULES[0]}/{running}"))
+    return tuple(sorted(found, key=lambda kernel: (kernel.number, kernel.version)))
+
+
+def configuration(host: Host, version: str, *, is_running: bool) -> str:
+    """Return what a kernel was built with, as lines of its ``.config``; empty when that is not known.
+
+    Args:
+        host: its files.
+        version: the kernel's.
+        is_running: whether the kernel itself can be asked.
+    """
+    paths = (f"/boot/config-{version}", *(f"{folder}/{version}/config" for folder in _MODULES))
+    for path in paths:
+        if text := host.read(path):
+            return text
+    packed = (host.read_bytes(_RUNNING_CONFIGURATION) or b"") if is_running else b""
+    unpacking = zlib.decompressobj(_GZIP)
+    try:
+        text = unpacking.decompress(packed, _MAX_CONFIGURATION).decode("utf-8", "replace")
+    except zlib.error:
+        return ""
+    # Of a part nobody knows what is missing.
+    return text if unpacking.eof else ""
+
+
+def _set_options(text: str) -> frozenset[str]:
+    return frozenset(line.removesuffix("=y") for line in text.splitlines() if line.endswith("=y"))

@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from virtpass.host import early, tokens
 from virtpass.host.boot import (
-    OFF,
     ON,
-    TRIAL,
     BootEntry,
     BootPlan,
     BootRequest,
+    Choice,
     Inheriting,
     Loader,
     Note,
@@ -19,16 +18,16 @@ from virtpass.host.boot import (
     Severity,
 )
 from virtpass.host.decide import Decision, decide
-from virtpass.host.detect import choose
+from virtpass.host.detect import choose, named
 from virtpass.host.early import EarlyPlan
 from virtpass.host.edits import Edit, Written, compose
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs import generator
-from virtpass.host.initramfs.base import Generator, InitramfsPlan
+from virtpass.host.initramfs.base import Generator, Image, InitramfsPlan
+from virtpass.host.interrupts import switch
 from virtpass.host.iommu import Iommu, read_iommu
-from virtpass.host.kernels import Presence
 from virtpass.host.loaders import LOADERS
-from virtpass.host.record import NOTHING, HostRecord, Part
+from virtpass.host.record import NOTHING, Attribute, HostRecord, Part
 from virtpass.host.special import refuse_special
 from virtpass.host.wishes import Wishes
 from virtpass.pci.inventory import read_inventory
@@ -38,8 +37,6 @@ from virtpass.transaction.plan import Command, Plan
 
 # The commands of a generator do not depend on what is put into the images.
 _ANYTHING = EarlyPlan(softdeps=("vfio",))
-# What belongs to the module whatever its compression.
-_MODULE_FILE = "/vfio-pci.ko"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +58,8 @@ class HostPlan:
         before: the boot entries as they are.
         gone: arguments of ours that are not wanted any more.
         gone_files: the same of files in every initramfs.
+        images: the images of the installed kernels as they are.
+        switches: attributes of the running kernel, with what they are to say at once.
     """
 
     present: HostRecord | None
@@ -76,6 +75,13 @@ class HostPlan:
     before: tuple[BootEntry, ...]
     gone: tuple[str, ...]
     gone_files: tuple[str, ...]
+    images: tuple[Image, ...]
+    switches: tuple[Attribute, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.plan.is_empty and not self.switches and (self.present is None) == (self.record is None)
 
     @property
     def needs_reboot(self) -> bool:
@@ -94,6 +100,9 @@ def plan_host(facts: HostFacts, wishes: Wishes, present: HostRecord | None) -> H
     Raises:
         NotFoundError, RefusedError, UsageError: it cannot be done safely; the message says why.
     """
+    if wishes.bootloader:
+        # Also where nothing needs one: a name that is misspelt does not go unnoticed.
+        named(wishes.bootloader, LOADERS)
     iommu = read_iommu(facts)
     # Without a generator devices can still be bound by id, from the kernel command line.
     made, _ = _generator(facts)
@@ -115,7 +124,7 @@ def plan_revert(facts: HostFacts, present: HostRecord) -> HostPlan:
         RefusedError: it cannot be done safely; the message says why.
     """
     nothing = Decision((), EarlyPlan(), {}, ())
-    wishes = Wishes(bootloader=present.loader)
+    wishes = Wishes(bootloader="" if _is_gone(facts, present) else present.loader)
     return _assemble(facts, read_iommu(facts), wishes, nothing, present)
 
 
@@ -132,20 +141,28 @@ def _assemble(
             "run virtpass host revert first, or apply without --trial",
         )
     rebuilds = decision.early.needs_initramfs or bool(earlier.image_files)
+    is_gone = _is_gone(facts, earlier)
+    if is_gone:
+        text = f"{earlier.loader} is gone: what was written for it goes, and none of its programs is run"
+        notes.append(Note("bootloader-gone", text, Severity.WARNING))
+        earlier = replace(earlier, loader="", boot=replace(earlier.boot, commands=()), choice=None)
     loader, before = _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
     arguments = _not_there(decision.arguments, before, earlier, notes)
     if loader is not None and not arguments and _needs_entries(decision, wishes):
         arguments = (ON,)
         notes.append(Note("marker", f"{ON} does nothing by itself: entries without it are the way back"))
     is_trial = wishes.trial and bool(arguments)
-    request = BootRequest(
-        arguments, wishes.fallback_entry, is_trial, earlier.arguments, decision.early.needs_initramfs
-    )
+    # What is on record of one bootloader says nothing of the entries of another.
+    added = earlier.arguments if loader is not None and loader.name == earlier.loader else ()
+    request = BootRequest(arguments, wishes.fallback_entry, is_trial, added, decision.early.needs_initramfs)
     images = InitramfsPlan()
     if decision.early.needs_initramfs:
         if made is None:
             raise reason
         images = made.plan(facts, decision.early)
+    elif is_gone and made is not None and earlier.image_files:
+        # What built them is gone too.
+        images = InitramfsPlan(commands=made.plan(facts, _ANYTHING).commands)
     boot = loader.plan(facts, request) if loader is not None else BootPlan()
     image_commands = () if boot.builds_initramfs else images.commands
     image_edits = [*early.edits(decision.early), *images.edits]
@@ -160,6 +177,17 @@ def _assemble(
     for path in (*for_images.drifted, *for_boot.drifted):
         text = f"{path} was edited since virtpass wrote it: only what virtpass put there is changed"
         notes.append(Note("drift", text, Severity.WARNING))
+    if boot.tried and boot.choice is None:
+        text = f"the next boot cannot be chosen from here: choose '{boot.tried}' at the boot menu"
+        notes.append(Note("no-one-shot", text, Severity.WARNING))
+    if boot.fallback and decision.early.needs_initramfs and not boot.keeps_initramfs:
+        text = (
+            "the fallback entry starts with the initramfs that is built anew, as the others do: "
+            "virtpass=off keeps it from binding, but one that is broken is broken there too"
+        )
+        notes.append(Note("shared-initramfs", text))
+    taken_back, chosen = _choices(facts, loader, earlier.choice, boot.choice)
+    switches, switched = switch(facts, decision.early.unsafe_interrupts, earlier)
     files = tuple(path.lstrip("/") for path in decision.early.paths) if decision.early.needs_initramfs else ()
     record = HostRecord(
         wishes=wishes,
@@ -175,6 +203,8 @@ def _assemble(
         fallback=boot.fallback,
         tried=boot.tried,
         boot_id=facts.host.read("/proc/sys/kernel/random/boot_id") or "",
+        choice=boot.choice,
+        switched=switched,
     )
     is_nothing = record.images.is_empty and record.boot.is_empty
     return HostPlan(
@@ -184,14 +214,38 @@ def _assemble(
         generator=made,
         decision=decision,
         request=request,
-        plan=for_images.plan.then(for_boot.plan),
+        plan=taken_back.then(for_images.plan).then(for_boot.plan).then(chosen),
         record=None if is_nothing else record,
         restore=earlier.kept if is_nothing else (),
         notes=(*decision.notes, *notes, *images.notes, *boot.notes),
         before=before,
         gone=tuple(token for token in earlier.arguments if token not in arguments),
         gone_files=tuple(path for path in earlier.image_files if path not in files),
+        images=tuple(made.images(facts)) if made is not None else (),
+        switches=switches,
     )
+
+
+def _is_gone(facts: HostFacts, present: HostRecord) -> bool:
+    """Tell whether nothing speaks for the bootloader on record any more."""
+    recorded = next((loader for loader in LOADERS if loader.name == present.loader), None)
+    return recorded is not None and recorded.evidence(facts) is None
+
+
+def _choices(
+    facts: HostFacts, loader: Loader | None, present: Choice | None, wanted: Choice | None
+) -> tuple[Plan, Plan]:
+    """Return what takes the choice of the next boot back, and what makes the one that is wanted."""
+    if loader is None or (present is None and wanted is None):
+        return Plan(), Plan()
+    chosen = loader.chosen(facts)
+    back: tuple[Command, ...] = ()
+    made: tuple[Command, ...] = ()
+    if wanted is not None and chosen != wanted.identifier:
+        made = (wanted.command,)
+    if wanted is None and present is not None and chosen in (None, present.identifier):
+        back = (present.command.undoing,)
+    return Plan(commands=back), Plan(commands=made)
 
 
 def _needs_entries(decision: Decision, wishes: Wishes) -> bool:
@@ -285,6 +339,12 @@ def _loader(
         return None, ()
     try:
         loader = choose(facts, LOADERS, wanted)
+        if loader.evidence(facts) is None:
+            raise RefusedError(
+                "no-bootloader",
+                f"nothing of {loader.title} is found on this host",
+                "leave --bootloader out to see what is",
+            )
     except RefusedError as error:
         # An image that is being built may get its bootloader later.
         if error.reference == "no-bootloader" and not decision.arguments:
@@ -324,98 +384,3 @@ def _commands(
     for command in (*undoing, *rebuilding, *setting):
         seen.setdefault(command.argv, command)
     return tuple(seen.values())
-
-
-def prove(facts: HostFacts, plan: HostPlan) -> list[str]:
-    """Look at what the bootloader will really boot, and say what is not as planned."""
-    problems: list[str] = []
-    if plan.loader is not None:
-        problems += _prove_entries(plan, plan.loader.entries(facts))
-    problems += _prove_images(facts, plan)
-    return problems
-
-
-def _prove_entries(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
-    problems = []
-    wanted = () if plan.request.is_trial else plan.request.arguments
-    normal = [entry for entry in entries if entry.role is Role.NORMAL]
-    if not normal:
-        problems.append("there is no boot entry left that starts this system")
-    for entry in normal:
-        if lacking := tokens.missing(wanted, entry.tokens):
-            problems.append(f"the boot entry '{entry.title}' lacks {' '.join(lacking)}")
-    if plan.gone and normal and all(not tokens.missing(plan.gone, entry.tokens) for entry in normal):
-        problems.append(f"every boot entry still has {' '.join(plan.gone)}")
-    problems += _prove_kept(plan, entries)
-    problems += _prove_extra(plan, entries)
-    return problems
-
-
-def _prove_kept(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
-    """Say which entries have lost something that was not ours, or have something of ours that is gone."""
-    problems = []
-    now = {(entry.path, entry.identifier, entry.title): entry for entry in entries}
-    for old in plan.before:
-        entry = now.get((old.path, old.identifier, old.title))
-        # What /run holds is for the next boot, and may be replaced by another plan for it.
-        if old.role not in (Role.NORMAL, Role.RECOVERY) or old.path.startswith("/run/"):
-            continue
-        if entry is None:
-            problems.append(f"the boot entry '{old.title}' is gone")
-            continue
-        ours = {*plan.request.arguments, *plan.gone}
-        if lost := [token for token in old.tokens if token not in entry.tokens and token not in ours]:
-            problems.append(f"the boot entry '{old.title}' has lost {' '.join(lost)}")
-    return problems
-
-
-def _prove_extra(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
-    record = plan.record
-    problems = []
-    by_role = {entry.role: entry for entry in entries}
-    if record is not None and record.fallback and Role.FALLBACK not in by_role:
-        problems.append(f"there is no boot entry '{record.fallback}'")
-    if record is not None and record.tried:
-        tried = by_role.get(Role.TRIAL)
-        if tried is None:
-            problems.append(f"there is no boot entry '{record.tried}'")
-        elif lacking := tokens.missing((*plan.request.arguments, TRIAL), tried.tokens):
-            problems.append(f"the boot entry '{tried.title}' lacks {' '.join(lacking)}")
-    shared = {token for entry in plan.before if entry.role is Role.NORMAL for token in entry.tokens}
-    for entry in entries:
-        if entry.role is not Role.FALLBACK:
-            continue
-        if has := [
-            token for token in plan.request.arguments if token in entry.tokens and token not in shared
-        ]:
-            problems.append(f"the boot entry '{entry.title}' has {' '.join(has)}, and is to be without")
-        if tokens.missing((OFF,), entry.tokens):
-            problems.append(f"the boot entry '{entry.title}' lacks {OFF}")
-    return problems
-
-
-def _prove_images(facts: HostFacts, plan: HostPlan) -> list[str]:
-    """Say what is missing in an initramfs, or still in it."""
-    if plan.generator is None:
-        return []
-    wanted = plan.record.image_files if plan.record is not None else ()
-    if not wanted and not plan.gone_files:
-        return []
-    problems = []
-    others = [one.version for one in facts.kernels if one.presence("vfio-pci") is not Presence.MODULE]
-    images = plan.generator.images(facts)
-    if not images:
-        problems.append("no initramfs is found")
-    for image in images:
-        content = plan.generator.content(facts, image)
-        if content is None:
-            problems.append(f"{image.path} cannot be listed")
-            continue
-        problems += [f"{image.path} lacks {path}" for path in wanted if path not in content]
-        problems += [f"{image.path} still has {path}" for path in plan.gone_files if path in content]
-        needs_module = bool(wanted) and "vfio_pci" in plan.decision.early.modules
-        # It may be built into one kernel, or missing in it, which the plan has told.
-        needs_module = needs_module and image.kernel not in others
-        if needs_module and not any(_MODULE_FILE in f"/{path}" for path in content):
-            problems.append(f"{image.path} lacks the module vfio-pci")
-    return problems

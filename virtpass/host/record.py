@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from virtpass.host.boot import Choice
 from virtpass.host.edits import Written, written_from_json, written_to_json
+from virtpass.host.iommu import UNSAFE_INTERRUPTS
 from virtpass.host.wishes import Wishes, wishes_from_json, wishes_to_json
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import VirtpassError
@@ -42,6 +44,19 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribute:
+    """A parameter of a module of the running kernel, in sysfs.
+
+    Attributes:
+        path: where it is.
+        value: what it says.
+    """
+
+    path: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostRecord:
     """What virtpass has made of a host.
 
@@ -59,6 +74,8 @@ class HostRecord:
         fallback: title of the boot entry without our arguments; empty for none.
         tried: title of the boot entry of a trial; empty when nothing is on trial.
         boot_id: the boot in which it was applied; empty for another root.
+        choice: what made the next boot the trial; None without a trial, or where the loader cannot.
+        switched: attributes of the running kernel that virtpass has changed, as they were before.
     """
 
     wishes: Wishes
@@ -74,6 +91,8 @@ class HostRecord:
     fallback: str
     tried: str
     boot_id: str
+    choice: Choice | None = None
+    switched: tuple[Attribute, ...] = ()
 
 
 NOTHING = HostRecord(Wishes(), "", "", (), (), (), Part(), Part(), (), False, "", "", "")
@@ -95,6 +114,10 @@ def record_to_json(record: HostRecord) -> dict[str, Any]:
         "fallback": record.fallback,
         "tried": record.tried,
         "boot_id": record.boot_id,
+        "choice": None
+        if record.choice is None
+        else [record.choice.identifier, command_to_json(record.choice.command)],
+        "switched": [[one.path, one.value] for one in record.switched],
     }
 
 
@@ -122,9 +145,25 @@ def record_from_json(data: dict[str, Any]) -> HostRecord:
             fallback=str(data["fallback"]),
             tried=str(data["tried"]),
             boot_id=str(data["boot_id"]),
+            choice=_choice_from_json(data["choice"]),
+            switched=tuple(_attribute_from_json(one) for one in data["switched"]),
         )
     except (KeyError, TypeError, ValueError, VirtpassError) as error:
         raise unreadable(ROOM.applied) from error
+
+
+def _choice_from_json(data: Any) -> Choice | None:  # noqa: ANN401 (whatever JSON holds)
+    if data is None:
+        return None
+    identifier, command = data
+    return Choice(str(identifier), command_from_json(command))
+
+
+def _attribute_from_json(data: Any) -> Attribute:  # noqa: ANN401 (whatever JSON holds)
+    path, value = data
+    if path not in UNSAFE_INTERRUPTS:
+        raise ValueError(path)
+    return Attribute(path, str(value))
 
 
 def _part_to_json(part: Part) -> dict[str, Any]:

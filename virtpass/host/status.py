@@ -55,7 +55,7 @@ def checks(
         *_files(facts, record),
         *_entries(facts, record, loader),
         *_images(facts, record, generator),
-        *_running(facts, record),
+        *_running(facts, record, loader),
         *_drivers(facts, record),
         *_unsafe(facts, record),
     ]
@@ -81,6 +81,9 @@ def _files(facts: HostFacts, record: HostRecord) -> list[Check]:
 def _entries(facts: HostFacts, record: HostRecord, loader: Loader | None) -> list[Check]:
     if loader is None or not record.arguments:
         return []
+    if loader.evidence(facts) is None:
+        text = f"{loader.title}, for which it was written, is not on this host any more"
+        return [Check("bootloader", Verdict.WRONG, text)]
     try:
         entries = loader.entries(facts)
     except VirtpassError as error:
@@ -89,7 +92,8 @@ def _entries(facts: HostFacts, record: HostRecord, loader: Loader | None) -> lis
         return [
             Check("boot-entry", Verdict.UNKNOWN, f"the entries of {loader.title} cannot be seen from here")
         ]
-    found = [_entry(record, entry) for entry in entries if entry.role is Role.NORMAL]
+    normal = [entry for entry in entries if entry.role is Role.NORMAL]
+    found = [_entry(record, entry, _name(entry, normal)) for entry in normal]
     for title, role, reference in (
         (record.fallback, Role.FALLBACK, "fallback-entry"),
         (record.tried, Role.TRIAL, "trial-entry"),
@@ -103,15 +107,21 @@ def _entries(facts: HostFacts, record: HostRecord, loader: Loader | None) -> lis
     return found
 
 
-def _entry(record: HostRecord, entry: BootEntry) -> Check:
+def _name(entry: BootEntry, menu: Sequence[BootEntry]) -> str:
+    """Return how a user tells an entry from the others: kernel-install gives all kernels the same title."""
+    is_only = [one.title for one in menu].count(entry.title) == 1
+    return f"'{entry.title}'" if is_only or not entry.identifier else f"'{entry.title}' ({entry.identifier})"
+
+
+def _entry(record: HostRecord, entry: BootEntry, name: str) -> Check:
     if record.tried:
         has = [token for token in record.arguments if not tokens.missing((token,), entry.tokens)]
         if has:
-            return Check("boot-entry", Verdict.WRONG, f"'{entry.title}' has {' '.join(has)} during a trial")
-        return Check("boot-entry", Verdict.RIGHT, f"'{entry.title}' is without the arguments on trial")
+            return Check("boot-entry", Verdict.WRONG, f"{name} has {' '.join(has)} during a trial")
+        return Check("boot-entry", Verdict.RIGHT, f"{name} is without the arguments on trial")
     if lacking := tokens.missing(record.arguments, entry.tokens):
-        return Check("boot-entry", Verdict.WRONG, f"'{entry.title}' lacks {' '.join(lacking)}")
-    return Check("boot-entry", Verdict.RIGHT, f"'{entry.title}' has the arguments")
+        return Check("boot-entry", Verdict.WRONG, f"{name} lacks {' '.join(lacking)}")
+    return Check("boot-entry", Verdict.RIGHT, f"{name} has the arguments")
 
 
 def _images(facts: HostFacts, record: HostRecord, generator: Generator | None) -> list[Check]:
@@ -141,7 +151,7 @@ def _is_off(facts: HostFacts) -> bool:
     return not tokens.missing((OFF,), facts.running)
 
 
-def _running(facts: HostFacts, record: HostRecord) -> list[Check]:
+def _running(facts: HostFacts, record: HostRecord, loader: Loader | None) -> list[Check]:
     if not facts.running:
         return []
     lacking = tokens.missing(record.arguments, facts.running)
@@ -149,7 +159,7 @@ def _running(facts: HostFacts, record: HostRecord) -> list[Check]:
         text = f"this boot goes without what virtpass added, as {OFF} says"
         return [Check("command-line", Verdict.WAITING, text)]
     if record.tried:
-        return [_trial(facts, record, lacking)]
+        return [_trial(facts, record, loader, lacking)]
     if not record.arguments:
         return []
     if not lacking:
@@ -161,17 +171,27 @@ def _running(facts: HostFacts, record: HostRecord) -> list[Check]:
     return [Check("command-line", Verdict.WAITING, text)]
 
 
-def _trial(facts: HostFacts, record: HostRecord, lacking: Sequence[str]) -> Check:
+def _trial(facts: HostFacts, record: HostRecord, loader: Loader | None, lacking: Sequence[str]) -> Check:
     if not tokens.missing((TRIAL,), facts.running):
         if lacking:
             return Check("trial", Verdict.WRONG, f"this is the trial, and it lacks {' '.join(lacking)}")
         return Check("trial", Verdict.RIGHT, "this boot is the trial: virtpass host confirm makes it last")
-    if is_rebooted(facts, record):
+    chosen = loader.chosen(facts) if loader is not None else None
+    is_chosen = record.choice is not None and chosen == record.choice.identifier
+    if is_rebooted(facts, record) and not is_chosen:
         text = (
             "the trial is over and was not confirmed: virtpass host apply --trial tries once more, "
             "virtpass host revert takes it back"
         )
         return Check("trial", Verdict.WRONG, text)
+    if record.choice is not None and chosen is not None and not is_chosen:
+        text = (
+            f"the next boot is not the trial but {chosen or 'the usual entry'}, as was chosen since: "
+            "virtpass host apply --trial chooses it once more"
+        )
+        return Check("trial", Verdict.WRONG, text)
+    if record.choice is None:
+        return Check("trial", Verdict.WAITING, f"the trial is '{record.tried}' on the boot menu")
     return Check("trial", Verdict.WAITING, f"the next boot is the trial ('{record.tried}')")
 
 

@@ -11,6 +11,8 @@ _MAX_TOKEN = 512
 # What a bootloader adds by itself, and what must not be copied from a running system into a file.
 _LOADER_MADE = ("BOOT_IMAGE", "initrd")
 _BLANKS = " \t\n\v\f\r"
+# How what the kernel takes for true begins, and for false.
+_TRUE, _FALSE = ("1", "y", "t", "e", "on"), ("0", "n", "f", "d", "of")
 # What follows it is for init, not for the kernel.
 _END = "--"
 
@@ -51,13 +53,27 @@ def split(line: str) -> tuple[str, ...]:
 
 
 def key(token: str) -> str:
-    """Return the part of a token before the first ``=``, with dashes as underscores, as modules see it."""
-    return token.partition("=")[0].replace("-", "_")
+    """Return the part of a token before the first ``=``, with dashes as underscores, as modules see it.
+
+    A quote before it, which the kernel takes off, is no part of the name.
+    """
+    return token.removeprefix('"').partition("=")[0].replace("-", "_")
 
 
 def same(first: str, second: str) -> bool:
     """Tell whether two tokens mean the same: dashes and underscores in the name are one to the kernel."""
     return key(first) == key(second) and first.partition("=")[1:] == second.partition("=")[1:]
+
+
+def truth(token: str) -> bool | None:
+    """Return what a parameter that is true or false says; None when the kernel takes it for neither.
+
+    Without a value it is true (kstrtobool, and param_set_bool in kernel/params.c).
+    """
+    _, has_value, value = token.partition("=")
+    if not has_value or value.lower().startswith(_TRUE):
+        return True
+    return False if value.lower().startswith(_FALSE) else None
 
 
 def missing(wanted: tuple[str, ...], present: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,11 +84,11 @@ def missing(wanted: tuple[str, ...], present: tuple[str, ...]) -> tuple[str, ...
 
 
 def without(tokens: tuple[str, ...], removed: tuple[str, ...]) -> tuple[str, ...]:
-    """Return tokens without the last occurrence of each removed one; what is not there is ignored."""
+    """Return tokens without the last of each that means the same as a removed one; others are ignored."""
     left = list(tokens)
     for token in removed:
         for position in reversed(range(len(left))):
-            if left[position] == token:
+            if same(left[position], token):
                 del left[position]
                 break
     return tuple(left)

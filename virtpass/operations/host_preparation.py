@@ -4,25 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from virtpass.host import tokens
-from virtpass.host.boot import TRIAL, Role
+from virtpass.host.boot import TRIAL
 from virtpass.host.detect import choose
 from virtpass.host.facts import HostFacts, read_facts
 from virtpass.host.initramfs import GENERATORS
 from virtpass.host.iommu import Iommu, read_iommu
 from virtpass.host.kernels import Kernel
 from virtpass.host.loaders import LOADERS
-from virtpass.host.prepare import HostPlan, plan_host, plan_revert, prove
+from virtpass.host.prepare import HostPlan, plan_host, plan_revert
+from virtpass.host.proof import prove
 from virtpass.host.record import ROOM, HostRecord, record_from_json, record_to_json
-from virtpass.host.status import Check, checks
+from virtpass.host.status import Check, Verdict, checks
 from virtpass.host.wishes import Wishes
 from virtpass.system.commands import run_command
-from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
 from virtpass.system.host import Host
+from virtpass.system.packages import held_off
 from virtpass.transaction.engine import Kept, Runner, Transaction, locked, merged
 
-_UNSAFE = "/sys/module/{}/parameters/allow_unsafe_interrupts"
-_VFIO_OWNERS = ("vfio_iommu_type1", "iommufd")
 _ATTRIBUTE_DEADLINE = 10.0
+# What unattended upgrades take is no reason to fail, unless they install a kernel just now.
+_PACKAGES_DEADLINE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class HostStatus:
         iommu: its IOMMU.
         kernels: the installed kernels.
         record: what virtpass has made of it; None for nothing.
-        checks: what is on record against what is; empty without a record.
+        checks: what is on record against what is; empty without a record, and one that says so if this user
+            may not read it.
         is_unfinished: whether a change was cut off half way.
     """
 
@@ -60,16 +63,17 @@ def plan(host: Host, wishes: Wishes) -> HostPlan:
 def status(host: Host) -> HostStatus:
     """Return how a host stands; changes nothing."""
     facts = read_facts(host)
-    transaction = _transaction(host)
-    found = _record(host)
+    try:
+        found, was_cut_off = _record(host), is_unfinished(host)
+    except PermissionDeniedError as error:
+        secret = Check("record", Verdict.UNKNOWN, f"what virtpass has changed here: {error.what}")
+        return HostStatus(facts, read_iommu(facts), facts.kernels, None, (secret,), False)
     compared: list[Check] = []
     if found is not None:
         loader = choose(facts, LOADERS, found.loader) if found.loader else None
         made = next((one for one in GENERATORS if one.name == found.generator), None)
         compared = checks(facts, found, loader, made)
-    return HostStatus(
-        facts, read_iommu(facts), facts.kernels, found, tuple(compared), transaction.pending() is not None
-    )
+    return HostStatus(facts, read_iommu(facts), facts.kernels, found, tuple(compared), was_cut_off)
 
 
 def apply(
@@ -94,7 +98,7 @@ def apply(
         RefusedError: the host is not as it was when the plan was made, or an earlier change is unfinished.
         FailedError: it did not work; the message says how things stand.
     """
-    with locked(host, ROOM):
+    with locked(host, ROOM), held_off(host, _PACKAGES_DEADLINE):
         transaction = _transaction(host, say, run)
         _refuse_unfinished(host)
         if _record(host) != expected.present:
@@ -104,15 +108,13 @@ def apply(
                 "look at the plan again",
             )
         _execute(host, transaction, expected)
-        _allow_unsafe(host, expected)
-        if expected.request.is_trial:
-            _choose_trial(host, expected, say, run)
+        _switch(host, expected)
     return expected
 
 
 def _execute(host: Host, transaction: Transaction, wanted: HostPlan) -> None:
     present = wanted.present
-    if wanted.plan.is_empty and (present is None) == (wanted.record is None):
+    if wanted.is_empty:
         return
     before = present.kept if present is not None else ()
 
@@ -129,44 +131,17 @@ def _execute(host: Host, transaction: Transaction, wanted: HostPlan) -> None:
     )
 
 
-def _choose_trial(host: Host, wanted: HostPlan, say: Callable[[str], None], run: Runner) -> None:
-    """Make the next boot the trial; whatever comes after it, or instead of it, is without the arguments."""
-    facts = read_facts(host)
-    loader = wanted.loader
-    entries = loader.entries(facts) if loader is not None else []
-    entry = next((one for one in entries if one.role is Role.TRIAL), None)
-    command = loader.one_shot(facts, entry) if loader is not None and entry is not None else None
-    if entry is None or command is None:
-        raise FailedError(
-            "no-one-shot", "the next boot cannot be chosen from here", "choose the trial at the boot menu"
-        )
-    say(f"running {' '.join(command.argv)}")
-    outcome = run(host, command.argv, command.deadline)
-    if outcome.status != 0:
-        raise FailedError(
-            "no-one-shot",
-            f"{' '.join(command.argv)} failed: {outcome.output}",
-            f"choose '{entry.title}' at the boot menu",
-        )
-
-
-def _allow_unsafe(host: Host, wanted: HostPlan) -> None:
-    """Let VFIO know at once: the parameter is looked at whenever a device is attached."""
-    now = wanted.decision.early.unsafe_interrupts
-    before = wanted.present is not None and wanted.present.unsafe_interrupts
-    if now == before or host.root:
-        return
-    for module in _VFIO_OWNERS:
-        path = _UNSAFE.format(module)
-        if host.exists(path):
-            try:
-                host.write_attribute(path, "Y" if now else "N", _ATTRIBUTE_DEADLINE)
-            except OSError as error:
-                raise FailedError(
-                    "unsafe-interrupts",
-                    f"{path}: {error.strerror}",
-                    "it is on record, and counts from the next boot on",
-                ) from error
+def _switch(host: Host, wanted: HostPlan) -> None:
+    """Write attributes of the running kernel."""
+    for one in wanted.switches:
+        try:
+            host.write_attribute(one.path, one.value, _ATTRIBUTE_DEADLINE)
+        except OSError as error:
+            raise FailedError(
+                "kernel-parameter",
+                f"{one.path} cannot be set to {one.value}: {error.strerror}",
+                "all else is in place, and this counts from the next boot on",
+            ) from error
 
 
 def confirm(
@@ -213,19 +188,34 @@ def plan_undo(host: Host) -> HostPlan | None:
     return None if found is None else plan_revert(read_facts(host), found)
 
 
-def pending(host: Host) -> list[str]:
-    """Return what `recover` would put back, as paths and commands; changes nothing."""
-    found = _transaction(host).pending()
-    if found is None:
-        return []
-    commands = [" ".join(command.argv) for command in found.commands]
-    return [*(change.path for change in found.changes), *commands]
+def is_unfinished(host: Host) -> bool:
+    """Tell whether a change was cut off half way.
+
+    Raises:
+        VirtpassError: the record of it cannot be read.
+    """
+    return _transaction(host).pending() is not None
+
+
+def pending(host: Host, *, keep: bool = False) -> list[str]:
+    """Return what `recover` would do, as sentences without a full stop; changes nothing."""
+    return _transaction(host).foreseen(keep=keep)
 
 
 def recover(
-    host: Host, *, say: Callable[[str], None] = lambda _: None, run: Runner = run_command
+    host: Host,
+    *,
+    keep: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    run: Runner = run_command,
 ) -> list[str]:
     """Put back what a crash has left half done.
+
+    Args:
+        host: the host.
+        keep: leave files that somebody else has changed meanwhile as they are.
+        say: told what is being done, one sentence without a full stop.
+        run: how commands are run.
 
     Returns:
         what was done, as sentences without a full stop.
@@ -233,8 +223,8 @@ def recover(
     Raises:
         FailedError: something could not be put back; it stays on record.
     """
-    with locked(host, ROOM):
-        return _transaction(host, say, run).recover()
+    with locked(host, ROOM), held_off(host, _PACKAGES_DEADLINE):
+        return _transaction(host, say, run).recover(keep=keep)
 
 
 def _refuse_unfinished(host: Host) -> None:
@@ -243,7 +233,7 @@ def _refuse_unfinished(host: Host) -> None:
     Raises:
         RefusedError: an earlier change was cut off half way.
     """
-    if _transaction(host).pending() is not None:
+    if is_unfinished(host):
         raise RefusedError(
             "unfinished", "an earlier change was cut off half way", "run virtpass host recover first"
         )

@@ -22,6 +22,12 @@ _FILE_MODE = 0o644
 # Who may open a file may lock it; and a file that is being written is nobody else's yet.
 _PRIVATE_MODE = 0o600
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# As many as the kernel follows for one path.
+_MAX_LINKS = 40
+# Of this process, whatever the root is.
+_MOUNTS = "/proc/self/mountinfo"
+# File systems on which owner and permissions come from mount options.
+_WITHOUT_PERMISSIONS = ("vfat", "msdos", "exfat")
 
 
 class Host:
@@ -32,6 +38,7 @@ class Host:
 
     All paths that the methods take are absolute paths as the host itself sees them. Reading methods return
     None (or an empty list) for what is missing or unreadable: sysfs attributes come and go with drivers.
+    Links that they meet below another root lead to where they lead the host itself, never out of the root.
     """
 
     def __init__(self, root: str = "/") -> None:
@@ -42,12 +49,25 @@ class Host:
         """Return where ``path`` of the host lies on this machine."""
         return self.root + path
 
+    def _resolved(self, path: str, *, last: bool = True) -> str:
+        """Return where ``path`` lies on this machine, its links followed as the host itself does.
+
+        Args:
+            path: what is to be read.
+            last: whether the last component is followed too.
+
+        Raises:
+            OSError: too many links lead to each other.
+        """
+        # The machine's own links are the kernel's business.
+        return self.root + _followed(self.root, path, last) if self.root else path
+
     # reading
 
     def read_bytes(self, path: str, limit: int = _MAX_READ) -> bytes | None:
         """Return the content of a file, at most ``limit`` bytes; None when it cannot be read."""
         try:
-            descriptor = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(self._resolved(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         try:
@@ -70,33 +90,40 @@ class Host:
     def link_name(self, path: str) -> str | None:
         """Return the last component of a symbolic link's target; None when there is no link."""
         try:
-            return os.path.basename(os.readlink(self.path(path)))
+            return os.path.basename(os.readlink(self._resolved(path, last=False)))
         except OSError:
             return None
 
     def link_target(self, path: str) -> str | None:
         """Return a symbolic link's target as it is written there; None when there is no link."""
         try:
-            return os.readlink(self.path(path))
+            return os.readlink(self._resolved(path, last=False))
         except OSError:
             return None
 
     def real_path(self, path: str) -> str:
-        """Return ``path`` with the symbolic links in it resolved, as the host sees it."""
-        real = os.path.realpath(self.path(path))
-        return real[len(os.path.realpath(self.root)) :] if self.root else real
+        """Return ``path`` with the symbolic links in it resolved, as the host sees it.
+
+        Where links lead in a circle, it is returned as it is.
+        """
+        if not self.root:
+            return os.path.realpath(path)
+        try:
+            return _followed(self.root, path, last=True)
+        except OSError:
+            return path
 
     def names(self, path: str) -> list[str]:
         """Return the sorted names in a directory; empty when it cannot be read."""
         try:
-            return sorted(os.listdir(self.path(path)))
+            return sorted(os.listdir(self._resolved(path)))
         except OSError:
             return []
 
     def subdirectories(self, path: str) -> list[str]:
         """Return the sorted names of the directories in a directory, symbolic links left out."""
         try:
-            with os.scandir(self.path(path)) as entries:
+            with os.scandir(self._resolved(path)) as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         except OSError:
             return []
@@ -104,7 +131,7 @@ class Host:
     def device_number(self, path: str) -> str | None:
         """Return ``major:minor`` of a device node; None when there is none."""
         try:
-            number = os.stat(self.path(path)).st_rdev
+            number = os.stat(self._resolved(path)).st_rdev
         except OSError:
             return None
         return f"{os.major(number)}:{os.minor(number)}" if number else None
@@ -112,14 +139,18 @@ class Host:
     def is_claimed(self, path: str) -> bool:
         """Tell whether somebody uses a block device for himself alone; False when it cannot be asked."""
         try:
-            os.close(os.open(self.path(path), os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+            flags = os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC
+            os.close(os.open(self._resolved(path), flags))
         except OSError as error:
             return error.errno == errno.EBUSY
         return False
 
     def exists(self, path: str) -> bool:
         """Tell whether there is anything at ``path``, a dangling link included."""
-        return os.path.lexists(self.path(path))
+        try:
+            return os.path.lexists(self._resolved(path, last=False))
+        except OSError:
+            return False
 
     # attributes of the kernel, which may block in a driver
 
@@ -134,7 +165,7 @@ class Host:
             NoAnswer: the kernel did not answer within the deadline.
             OSError: the kernel refused.
         """
-        return self._attributes().read(self.path(path), deadline)
+        return self._attributes().read(self._resolved(path), deadline)
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:
         """Write a sysfs attribute in a child process, which is never killed.
@@ -155,7 +186,7 @@ class Host:
         A second open fails with EBUSY (vfio_group_fops_open in the kernel's drivers/vfio/group.c).
         """
         try:
-            os.close(os.open(self.path(path), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            os.close(os.open(self._resolved(path), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
             return error.errno == errno.EBUSY
         return False
@@ -235,24 +266,20 @@ class Host:
         state = os.fstat(descriptor)
         if not _is_own(state):
             os.close(descriptor)
-            raise RefusedError(
-                "unsafe-directory",
-                f"others than root may write to {walked}",
-                f"chown root {walked}; chmod go-w {walked}",
-            )
+            raise _unsafe(walked, state.st_dev)
         return descriptor
 
     def is_own(self, path: str) -> bool:
         """Tell whether nobody but root may write to a file."""
         try:
-            return _is_own(os.lstat(self.path(path)))
+            return _is_own(os.lstat(self._resolved(path, last=False)))
         except OSError:
             return False
 
     def version(self, path: str) -> tuple[int, int] | None:
         """Return what changes whenever a file is made or written anew; None when there is none."""
         try:
-            state = os.lstat(self.path(path))
+            state = os.lstat(self._resolved(path, last=False))
         except OSError:
             return None
         return state.st_ino, state.st_mtime_ns
@@ -417,6 +444,72 @@ class Host:
 
 def _is_own(state: os.stat_result) -> bool:
     return state.st_uid in (0, os.geteuid()) and not stat.S_IMODE(state.st_mode) & 0o022
+
+
+def _unsafe(directory: str, device: int) -> RefusedError:
+    """Return why a directory is not written to, with what helps on its file system."""
+    what = f"others than root may write to {directory}"
+    kind = _kind_of_file_system(device)
+    if kind in _WITHOUT_PERMISSIONS:
+        return RefusedError(
+            "unsafe-directory",
+            f"{what} ({kind}, which has permissions from its mount options only)",
+            "mount it anew with umask=0077 (or dmask=0077,fmask=0177) and without uid=, in /etc/fstab too",
+        )
+    return RefusedError("unsafe-directory", what, f"chown root {directory}; chmod go-w {directory}")
+
+
+def _kind_of_file_system(device: int) -> str:
+    """Return the type of a mounted file system; empty when that is not known."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                # Fields: id, parent, major:minor, ..., tags ..., "-", type, source, options.
+                head, _, tail = line.partition(" - ")
+                if number in head.split(" ")[2:3]:
+                    return tail.partition(" ")[0]
+    except OSError:
+        pass
+    return ""
+
+
+def _followed(root: str, path: str, last: bool) -> str:
+    """Return ``path`` without links, as a process sees it whose root directory is ``root``.
+
+    What does not exist is taken for what it says. Files may change meanwhile: whoever writes asks
+    `Host.open_directory`, which follows nothing.
+
+    Raises:
+        OSError: too many links.
+    """
+    done: list[str] = []
+    left = path.split("/")[::-1]
+    links = 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            # Above the root is the root.
+            del done[-1:]
+            continue
+        done.append(name)
+        if not left and not last:
+            break
+        try:
+            target = os.readlink(f"{root}/{'/'.join(done)}")
+        except OSError:
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        if target.startswith("/"):
+            done.clear()
+        else:
+            done.pop()
+        left += target.split("/")[::-1]
+    return "/" + "/".join(done)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

@@ -220,6 +220,26 @@ class Transaction:
             self._forget()
             return way_back.done
 
+    def foreseen(self, *, keep: bool = False) -> list[str]:
+        """Return what `recover` would do, as sentences without a full stop; changes nothing.
+
+        Args:
+            keep: as for `recover`.
+
+        Raises:
+            TransactionError: something could not be put back.
+            VirtpassError: the record cannot be read.
+        """
+        with _explaining(self._room.directory):
+            pending = self.pending()
+            if pending is None:
+                return []
+            way_back = WayBack(self._host, self._room, pending, self._problem_of, keep=keep, is_later=True)
+            way_back.foresee()
+            if way_back.problems:
+                raise _incomplete(way_back.problems)
+            return way_back.done
+
     # parts of it
 
     def _say(self, text: str) -> None:

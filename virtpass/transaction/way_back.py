@@ -85,6 +85,28 @@ class WayBack:
         for path in reversed(pending.directories):
             self._attempt(partial(remove_directory, self._host, path))
 
+    def foresee(self) -> None:
+        """Put into `done` and `problems` what `take` would, as far as that can be told without doing it."""
+        pending, host = self._pending, self._host
+        started = self._commands_started()
+        takes_copies = started is not None and not self._others_have_written()
+        if takes_copies:
+            self.done += [f"{path} removed" for path in self._made()]
+        self.done += [
+            f"{one.path} put back" for one in pending.obsolete if read_directory(host, one.path) != one
+        ]
+        for change in reversed(pending.changes):
+            self._attempt(partial(self._put_file, change, is_foreseen=True))
+        if takes_copies:
+            for output in pending.outputs:
+                if not outputs.is_back(host, self._room.outputs, output):
+                    self.done.append(f"{output.path} put back")
+        for command in reversed(pending.commands[: started or 0]):
+            if not (takes_copies and command.outputs):
+                self.done.append(f"{' '.join(command.undoing.argv)} run")
+        # A file of the plan may be one that commands write too.
+        self.done = list(dict.fromkeys(self.done))
+
     def _attempt(self, effect: Callable[[], object]) -> None:
         attempt(self.problems, effect)
 
@@ -115,12 +137,15 @@ class WayBack:
             return True
 
     def _remove_made(self) -> None:
+        for path in self._made():
+            self._attempt(partial(self._remove, path))
+
+    def _made(self) -> list[str]:
+        """Return what commands made that was not there before."""
         # Files of the plan are looked at more closely, with the others.
         known = {output.path for output in self._pending.outputs}
         known |= {change.path for change in self._pending.changes}
-        for path in outputs.matching(self._host, _patterns(self._pending)):
-            if path not in known:
-                self._attempt(partial(self._remove, path))
+        return [path for path in outputs.matching(self._host, _patterns(self._pending)) if path not in known]
 
     def _remove(self, path: str) -> None:
         remove_file(self._host, path)
@@ -131,7 +156,7 @@ class WayBack:
             make_directory(self._host, state)
             self.done.append(f"{state.path} put back")
 
-    def _put_file(self, change: FileChange) -> None:
+    def _put_file(self, change: FileChange, *, is_foreseen: bool = False) -> None:
         path = change.path
         current = read_state(self._host, path)
         if is_same(current, change.before):
@@ -142,8 +167,12 @@ class WayBack:
             if self._keep:
                 self.done.append(f"{path} left as somebody else has changed it")
                 return
-            raise RefusedError("drift", f"{path} was changed by somebody else meanwhile and is left alone")
-        put(self._host, path, change.before)
+            raise RefusedError(
+                "drift",
+                f"{path} was changed by somebody else meanwhile (virtpass host recover --keep leaves it so)",
+            )
+        if not is_foreseen:
+            put(self._host, path, change.before)
         self.done.append(f"{path} put back")
 
     def _put_output(self, output: Output) -> None:

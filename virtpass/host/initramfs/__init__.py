@@ -2,11 +2,10 @@
 
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs.base import Generator
-from virtpass.host.initramfs.booster import Booster
+from virtpass.host.initramfs.by_hand import BOOSTER, MKINITFS, RPM_OSTREE
 from virtpass.host.initramfs.dracut import Dracut
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
 from virtpass.host.initramfs.mkinitcpio import Mkinitcpio
-from virtpass.host.initramfs.mkinitfs import Mkinitfs
 from virtpass.host.initramfs.sdbootutil import SdbootutilDracut
 from virtpass.system.errors import RefusedError
 
@@ -15,8 +14,9 @@ GENERATORS: tuple[Generator, ...] = (
     SdbootutilDracut(),
     InitramfsTools(),
     Mkinitcpio(),
-    Booster(),
-    Mkinitfs(),
+    BOOSTER,
+    MKINITFS,
+    RPM_OSTREE,
 )
 
 

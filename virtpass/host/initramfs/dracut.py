@@ -2,6 +2,7 @@
 
 from virtpass.host.early import HEAD, EarlyPlan
 from virtpass.host.edits import Edit
+from virtpass.host.efi import PARTITIONS
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import OwnFile
 from virtpass.host.initramfs.base import REBUILD_DEADLINE, Image, InitramfsPlan
@@ -14,8 +15,6 @@ DROP_IN = "/etc/dracut.conf.d/50-virtpass.conf"
 # Where distributions put images, with the version in place of {}.
 _DEBIAN = "/boot/initrd.img-{}"
 _IMAGES = ("/boot/initramfs-{}.img", _DEBIAN, "/boot/initrd-{}")
-# Below these kernel-install puts TOKEN/VERSION/initrd (layout "bls").
-_BOOT_ROOTS = ("/efi", "/boot", "/boot/efi")
 _UPDATE = "/usr/sbin/update-initramfs"
 _NAMES = ("initrd", "initrd-fallback")
 
@@ -132,7 +131,8 @@ class Dracut:
     def _entry_directories(self, facts: HostFacts, version: str) -> list[str]:
         return [
             path
-            for root in _BOOT_ROOTS
+            # Where kernel-install puts TOKEN/VERSION/initrd (layout "bls").
+            for root in PARTITIONS
             for token in facts.host.subdirectories(root)
             if facts.has(path := f"{root}/{token}/{version}")
         ]

@@ -9,6 +9,7 @@ from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock, OwnFile
 from virtpass.host.initramfs.base import REBUILD_DEADLINE, Image, InitramfsPlan
 from virtpass.host.initramfs.listing import listing, plain_paths
+from virtpass.host.presets import DIRECTORY, Preset, read_presets
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
 
@@ -16,9 +17,6 @@ CONFIG = "/etc/mkinitcpio.conf"
 _DROP_INS = "/etc/mkinitcpio.conf.d"
 # Read in the order of their names, and a later MODULES=(...) would throw ours away.
 DROP_IN = f"{_DROP_INS}/zz-virtpass.conf"
-_PRESETS = "/etc/mkinitcpio.d"
-# An assignment of a preset, which is a piece of shell: ALL_kver="/boot/vmlinuz-linux", PRESETS=('default').
-_ASSIGNMENT = re.compile(r"^[ \t]*([A-Za-z_]\w*)=(?:\(([^)]*)\)|\"([^\"]*)\"|'([^']*)'|(\S*))", re.MULTILINE)
 _HOOKS = re.compile(r"^[ \t]*HOOKS=\(([^)]*)\)", re.MULTILINE)
 
 
@@ -39,11 +37,11 @@ class Mkinitcpio:
         """Add a drop-in, or a block at the end of each configuration for which drop-ins are not read."""
         if early.is_empty:
             return InitramfsPlan()
-        presets = _read_presets(facts)
+        presets = _built(facts)
         if not any(preset.outputs for preset in presets):
             raise RefusedError(
                 "no-initramfs",
-                f"no preset in {_PRESETS} names an image, so it is not known how mkinitcpio is run here",
+                f"no preset in {DIRECTORY} names an image, so it is not known how mkinitcpio is run here",
                 "let the hook take devices when a domain starts, or write the preset of each kernel first",
             )
         text = config_text(early)
@@ -67,7 +65,7 @@ class Mkinitcpio:
         """Return the images that the presets name."""
         return [
             Image(path, preset.kernel)
-            for preset in _read_presets(facts)
+            for preset in _built(facts)
             for path in preset.outputs
             if facts.has(path)
         ]
@@ -91,33 +89,28 @@ class Mkinitcpio:
         return []
 
 
-class _Preset:
-    """One preset: a kernel, and the images that are made for it."""
+class _Built:
+    """What a preset builds: images for a kernel, by configurations of its own or the usual one."""
 
-    def __init__(self, facts: HostFacts, name: str) -> None:
-        text = facts.text(f"{_PRESETS}/{name}")
-        values: dict[str, str] = {}
-        for found in _ASSIGNMENT.finditer(text):
-            values[found[1]] = next((value for value in found.groups()[1:] if value is not None), "")
-        variants = [word.strip("'\"") for word in values.get("PRESETS", "").split()]
-        self.kernel = _version(facts, name.removesuffix(".preset"), values.get("ALL_kver", ""))
+    def __init__(self, facts: HostFacts, preset: Preset) -> None:
+        self.kernel = _version(facts, preset.package, preset.values.get("ALL_kver", ""))
         # Several variants may go into the same file.
         self.outputs = list(
             dict.fromkeys(
                 path
-                for variant in variants
-                for kind in ("image", "uki", "efi_image")
-                if (path := values.get(f"{variant}_{kind}", ""))
+                for variant in preset.variants
+                for path in (preset.values.get(f"{variant}_image", ""), preset.uki(variant))
+                if path
             )
         )
-        own = [values.get(f"{variant}_config") or values.get("ALL_config", "") for variant in variants]
+        own = [preset.value(variant, "config") for variant in preset.variants]
         # With a configuration of its own mkinitcpio is run with -c, and then it reads no drop-ins.
         self.configs = list(dict.fromkeys(path for path in own if path))
         self.reads_drop_ins = "" in own
 
 
-def _read_presets(facts: HostFacts) -> list[_Preset]:
-    return [_Preset(facts, name) for name in facts.host.names(_PRESETS) if name.endswith(".preset")]
+def _built(facts: HostFacts) -> list[_Built]:
+    return [_Built(facts, preset) for preset in read_presets(facts)]
 
 
 def _version(facts: HostFacts, package: str, kver: str) -> str:
@@ -132,6 +125,8 @@ def config_text(early: EarlyPlan) -> str:
     """Render the lines of shell that put our modules before all others."""
     lines = []
     if early.modules:
-        lines.append(f'MODULES=({" ".join(early.modules)} "${{MODULES[@]}}")')
+        # With a question mark it may be missing in a kernel: the build goes on, and the kernel boots.
+        names = " ".join(f'"{module}?"' for module in early.modules)
+        lines.append(f'MODULES=({names} "${{MODULES[@]}}")')
     lines.append(f"FILES+=({' '.join(early.paths)})")
     return "\n".join(lines) + "\n"

@@ -10,12 +10,11 @@ from virtpass.host.early import EarlyPlan
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs.base import REBUILD_DEADLINE, Image, InitramfsPlan
 from virtpass.host.initramfs.dracut import Dracut
-from virtpass.host.loaders import bls
+from virtpass.host.loaders import bls, sd_boot
+from virtpass.host.loaders.roots import starts_this_root
 from virtpass.host.suse import has_sdbootutil
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
-
-_PARTITIONS = ("/boot/efi", "/efi", "/boot")
 
 
 class SdbootutilDracut(Dracut):
@@ -53,7 +52,7 @@ class SdbootutilDracut(Dracut):
         partition = _partition(facts)
         found: dict[str, Image] = {}
         for entry in bls.list_entries(facts.host, f"{partition}/loader/entries"):
-            if not bls.is_of_root(entry.options, facts.root_words) or "virtpass" in entry.name:
+            if not starts_this_root(entry.options, facts) or "virtpass" in entry.name:
                 continue
             version = entry.value("version").rpartition("@")[2]
             for path in entry.values("initrd"):
@@ -62,4 +61,4 @@ class SdbootutilDracut(Dracut):
 
 
 def _partition(facts: HostFacts) -> str:
-    return next((one for one in _PARTITIONS if facts.host.names(f"{one}/loader/entries")), _PARTITIONS[0])
+    return sd_boot.entries_directory(facts).removesuffix("/loader/entries")

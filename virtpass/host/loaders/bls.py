@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from virtpass.host import tokens
 from virtpass.host.forms import OwnFile, entry_options
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
@@ -100,14 +99,14 @@ def with_values(entry: BlsEntry, values: Mapping[str, str | None]) -> OwnFile:
         RefusedError: the entry holds something that is not UTF-8.
     """
     left = dict(values)
-    lines = []
+    fields: list[tuple[str, str]] = []
     for key, old in entry.fields:
         if key not in values:
-            lines.append(f"{key} {old}")
+            fields.append((key, old))
         elif (new := left.pop(key, None)) is not None:
-            lines.append(f"{key} {new}")
-    lines += [f"{key} {value}" for key, value in left.items() if value is not None]
-    text = "\n".join(lines) + "\n"
+            fields.append((key, new))
+    fields += [(key, value) for key, value in left.items() if value is not None]
+    text = text_of(fields)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -119,7 +118,12 @@ def with_values(entry: BlsEntry, values: Mapping[str, str | None]) -> OwnFile:
     return OwnFile(text)
 
 
-def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry]) -> str:
+def text_of(fields: Iterable[tuple[str, str]], indented: str = "") -> str:
+    """Return the text of an entry, one key on each line; one of the keys may stand after blanks."""
+    return "".join(f"{'  ' if key == indented else ''}{key} {value}\n" for key, value in fields)
+
+
+def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry], machine: str = "") -> str:
     """Return the name, without ending, of an entry that GRUB and systemd-boot list after all others.
 
     GRUB sorts by file name, as RPM does by name, version and release: version 0 is what the rescue entries
@@ -129,6 +133,7 @@ def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry]) -> str:
         entry: the entry that it is made after.
         word: what tells it from others, such as "virtpass".
         others: the entries that shall stay before it.
+        machine: the id with which the name must not begin; empty for none.
 
     Raises:
         RefusedError: no such name was found, so the new entry could become the default.
@@ -137,7 +142,10 @@ def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry]) -> str:
     kernel = entry.value("version").rpartition("@")[2]
     name = _COUNTER.sub("", entry.name)
     head, found, _ = name.partition(kernel) if kernel else ("", "", "")
-    candidates = [*([f"{head}0-{word}"] if found else []), f"{name}~{word}"]
+    if machine:
+        candidates = [apart(word, machine)]
+    else:
+        candidates = [*([f"{head}0-{word}"] if found else []), f"{name}~{word}"]
     lowest = min((_rpm_key(other.name) for other in others), default=None)
     for candidate in candidates:
         if lowest is None or _rpm_key(candidate) < lowest:
@@ -145,6 +153,15 @@ def sibling_name(entry: BlsEntry, word: str, others: Iterable[BlsEntry]) -> str:
     raise RefusedError(
         "entry-order", f"an entry made after {entry.path} could come before the others and become the default"
     )
+
+
+def apart(word: str, machine: str) -> str:
+    """Return a name that does not begin with the id of the machine, whose entries grub2-mkconfig writes anew.
+
+    A tilde is older than anything else, to GRUB 2.14 and to those before it. Several machines may share a
+    directory.
+    """
+    return f"~{word}-0-{machine[:8]}"
 
 
 def in_menu_order(entries: Iterable[BlsEntry]) -> list[BlsEntry]:
@@ -157,29 +174,6 @@ def _rpm_key(name: str) -> tuple[Any, Any, Any]:
     parts = name.rsplit("-", 2)
     package, version, release = [*parts, "", ""][:3]
     return version_key(package), version_key(version), version_key(release)
-
-
-def is_of_root(options: Iterable[str], running: Iterable[str]) -> bool:
-    """Tell whether kernel arguments start the root file system that runs.
-
-    Args:
-        options: the kernel arguments of an entry.
-        running: those of the running kernel; when they name no root, all entries count.
-    """
-    here = _root(running)
-    return not here or _root(options) == here
-
-
-def _root(options: Iterable[str]) -> tuple[str, ...]:
-    """Return what names a root file system: the last root=, and the subvolume of Btrfs."""
-    root = subvolume = ""
-    for token in options:
-        if tokens.key(token) == "root":
-            root = token.partition("=")[2]
-        elif tokens.key(token) == "rootflags":
-            flags = token.partition("=")[2].split(",")
-            subvolume = next((flag for flag in flags if flag.startswith(("subvol=", "subvolid="))), "")
-    return (root, subvolume) if root else ()
 
 
 def newest(entries: Iterable[BlsEntry]) -> BlsEntry | None:

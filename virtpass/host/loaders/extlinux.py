@@ -9,6 +9,7 @@ from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MenuLines, OwnFile, VariableTokens
 from virtpass.host.loaders.grub_cfg import role
+from virtpass.host.loaders.marks import without_ours
 from virtpass.host.loaders.roots import refuse_mixed, root_token, starts_this_root, the_one
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
@@ -77,9 +78,9 @@ class Extlinux:
                 found.append(BootEntry(label.title, label.name, menu, arguments, kind))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Know of none."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
 
     def _plan_generated(self, facts: HostFacts, request: BootRequest) -> BootPlan:
         menu = self._menu(facts)
@@ -127,7 +128,7 @@ class Extlinux:
         if first is None:
             return ""
         options = tokens.split(first.values.get("append", ""))
-        original = tokens.without(options, tuple(dict.fromkeys((*request.present, *request.arguments))))
+        original = without_ours(options, request)
         return HEAD + _entry(first, " ".join((*original, OFF)))
 
     def _first(self, facts: HostFacts) -> _Label | None:

@@ -1,5 +1,7 @@
 """GRUB whose menu grub-mkconfig writes: Debian, Ubuntu, Proxmox VE, Arch and its family, openSUSE, Void."""
 
+from dataclasses import replace
+
 from virtpass.host.boot import (
     OFF,
     TRIAL,
@@ -15,18 +17,17 @@ from virtpass.host.early import HEAD
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock, OwnFile
-from virtpass.host.loaders.grub_cfg import GENERATED, OURS, parse_entries
-from virtpass.host.loaders.grubenv import refuse_unforgetting
+from virtpass.host.loaders.extra_entry import SAFE_TITLE, TRIAL_TITLE
+from virtpass.host.loaders.grub_cfg import GENERATED, OURS, SUBMENU, parse_entries
+from virtpass.host.loaders.grub_defaults import DEFAULTS, DROP_IN, drop_ins, settings
+from virtpass.host.loaders.grubenv import choice, chosen, refuse_unforgetting
+from virtpass.host.loaders.hidden_menu import of_grub
 from virtpass.host.mounts import mount_of
 from virtpass.system.commands import output_of
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 from virtpass.transaction.plan import Command
 
-DEFAULTS = "/etc/default/grub"
-_DROP_INS = "/etc/default/grub.d"
-# Read in the order of their names, and others assign what we add to.
-DROP_IN = f"{_DROP_INS}/zz-virtpass.cfg"
 # After all others, so that no number in GRUB_DEFAULT comes to mean another entry.
 SCRIPT = "/etc/grub.d/99_virtpass"
 _LINUX_SCRIPT = "/etc/grub.d/10_linux"
@@ -35,8 +36,6 @@ _ZFS_SCRIPT = "/etc/grub.d/10_linux_zfs"
 _CONFIGS = ("/boot/grub/grub.cfg", "/boot/grub2/grub.cfg")
 _GENERATORS = ("grub-mkconfig", "grub2-mkconfig")
 _FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_SAFE_TITLE = "Without passthrough: "
-_TRIAL_TITLE = "Trial of passthrough: "
 _DEADLINE = 900.0
 _SYNTAX_DEADLINE = 10.0
 # A grub.cfg of a host with hundreds of snapshots has some megabytes.
@@ -62,30 +61,28 @@ class Grub:
         config = self._config(facts)
         self._refuse_by_hand(facts, config)
         self._refuse_defaults(facts)
+        first = self._first(facts)
+        title = first.title if first is not None else facts.distribution_name
         edits = [self._defaults(facts, request)]
-        notes = []
         missing = self._why_no_entry(facts)
+        plan = BootPlan(commands=(self._refresh(facts, config),))
         if request.is_trial:
-            if missing:
-                raise RefusedError("no-trial", f"{missing}, so GRUB cannot get an entry for a trial")
+            if missing or first is None:
+                why = missing or f"no entry of the distribution is seen in {config}"
+                raise RefusedError("no-trial", f"{why}, so GRUB cannot get an entry for a trial")
             refuse_unforgetting(facts, config)
             edits.append(Edit(SCRIPT, OwnFile(script_text(request)), "adds the entry of the trial", 0o755))
-        elif request.with_fallback and missing:
+            once = choice(facts, OURS + first.identifier, _environment(config))
+            return replace(plan, edits=tuple(edits), tried=TRIAL_TITLE + title, choice=once)
+        if request.with_fallback and missing:
             text = f"{missing}, so no entry without these arguments can be added"
-            notes.append(Note("no-fallback", text, Severity.WARNING))
+            plan = replace(plan, notes=(Note("no-fallback", text, Severity.WARNING),))
         elif request.with_fallback:
             reason = "keeps a way back on the boot menu"
             edits.append(Edit(SCRIPT, OwnFile(script_text(request)), reason, 0o755))
-        title = self._first_title(facts)
-        return BootPlan(
-            tuple(edits),
-            (self._refresh(facts, config),),
-            tuple(notes),
-            fallback=_SAFE_TITLE + title
-            if request.with_fallback and not missing and not request.is_trial
-            else "",
-            tried=_TRIAL_TITLE + title if request.is_trial else "",
-        )
+            notes = of_grub(settings(facts, self._settings_files(facts)), {})
+            plan = replace(plan, notes=notes, fallback=SAFE_TITLE + title)
+        return replace(plan, edits=tuple(edits))
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         """Parse the generated menu."""
@@ -95,16 +92,10 @@ class Grub:
             raise FailedError("grub-cfg", f"{config} cannot be read", "run it as root")
         return parse_entries(content.decode("utf-8", "surrogateescape"), config)
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Write the choice into GRUB's environment block, which the menu empties when it reads it."""
-        prefix = "grub2" if facts.has_program("grub2-reboot") else "grub"
-        environment = self._config(facts).removesuffix("grub.cfg") + "grubenv"
-        return Command(
-            (f"{prefix}-reboot", entry.identifier),
-            "boots the trial once",
-            outputs=(environment,),
-            revert=(f"{prefix}-editenv", environment, "unset", "next_entry"),
-        )
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read GRUB's environment block."""
+        config = self._config(facts)
+        return chosen(facts, _environment(config)) if config else None
 
     def _config(self, facts: HostFacts) -> str:
         return next((path for path in _CONFIGS if facts.has(path)), "")
@@ -135,22 +126,23 @@ class Grub:
                 f"{DEFAULTS} is missing, so a new boot menu would lose the settings of the present one",
                 "put it back first, from a backup or from the distribution's package",
             )
-        paths = [DEFAULTS]
-        if self._has_drop_ins(facts):
-            names = facts.host.names(_DROP_INS)
-            paths += [f"{_DROP_INS}/{name}" for name in names if name.endswith(".cfg")]
-        for path in paths:
+        for path in self._settings_files(facts):
             # Whoever may not read a file does not learn of its mistakes, and may not apply the plan either.
             if facts.host.read_bytes(path) is None:
                 continue
             # By the shell of this machine, which is as good as that of a host below another root.
-            checked = output_of(Host(), ("sh", "-n", facts.host.path(path)), _SYNTAX_DEADLINE)
+            real = facts.host.path(facts.host.real_path(path))
+            checked = output_of(Host(), ("sh", "-n", real), _SYNTAX_DEADLINE)
             if checked is None:
                 raise RefusedError(
                     "grub-syntax",
                     f"{path} cannot be parsed by a shell, so grub-mkconfig fails with it",
                     f"see what is wrong with: sh -n {path}",
                 )
+
+    def _settings_files(self, facts: HostFacts) -> tuple[str, ...]:
+        """Return the files that the generator reads, in its order."""
+        return (DEFAULTS, *(drop_ins(facts) if self._has_drop_ins(facts) else ()))
 
     def _defaults(self, facts: HostFacts, request: BootRequest) -> Edit:
         text = defaults_text(request)
@@ -178,13 +170,18 @@ class Grub:
             return f"the entries come from {_ZFS_SCRIPT}"
         return ""
 
-    def _first_title(self, facts: HostFacts) -> str:
-        """Return the title of the distribution's first entry, or how the distribution is called."""
+    def _first(self, facts: HostFacts) -> BootEntry | None:
+        """Return the distribution's first entry, which has its place outside of submenus."""
         try:
             found = [entry for entry in self.entries(facts) if entry.role is Role.NORMAL]
         except FailedError:
             found = []
-        return found[0].title if found else facts.distribution_name
+        return next((entry for entry in found if SUBMENU not in entry.identifier), None)
+
+
+def _environment(config: str) -> str:
+    """Return the environment block, which lies beside the menu."""
+    return f"{config.removesuffix('grub.cfg')}grubenv"
 
 
 def defaults_text(request: BootRequest) -> str:
@@ -200,9 +197,9 @@ def defaults_text(request: BootRequest) -> str:
 def script_text(request: BootRequest) -> str:
     """Render the script that repeats the distribution's own entries with other arguments."""
     if request.is_trial:
-        title, added = _TRIAL_TITLE, " ".join((*request.arguments, TRIAL))
+        title, added = TRIAL_TITLE, " ".join((*request.arguments, TRIAL))
     else:
-        title, added = _SAFE_TITLE, OFF
+        title, added = SAFE_TITLE, OFF
     return f"""#!/bin/sh
 {HEAD}set -e
 

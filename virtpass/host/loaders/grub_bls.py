@@ -11,26 +11,34 @@ The distribution's tool for the entries is grubby. virtpass edits the files itse
 An edit of ours is shown before it is made, and is taken back exactly. What kernel packages read when they
 write the entry of a new kernel gets the arguments too: /etc/kernel/cmdline, or on RHEL 8 the variable
 ``kernelopts`` in GRUB's environment block; and /etc/default/grub, from which ``grub2-mkconfig`` can write
-all entries anew. The entry of the rescue kernel stays as it is where it has arguments of its own.
+all entries anew (``--update-bls-cmdline``; on Fedora always). That concerns the entries whose names begin
+with the id of the machine, so ours do not. The entry of the rescue kernel stays as it is where it has
+arguments of its own.
+
+Nothing in an entry of ours is indented: the GRUB of this family frees a line where it ends up after blanks,
+not where it began, and stops at that (fatal: unaligned pointer).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from virtpass.host import tokens
-from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
+from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Role
 from virtpass.host.edits import Edit, Written, digest
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import EntryOptions, EnvironmentTokens, LineTokens, MarkedBlock, VariableTokens
-from virtpass.host.loaders import bls, grubenv
+from virtpass.host.loaders import bls, grub_defaults, grubenv
 from virtpass.host.loaders.bls import BlsEntry
-from virtpass.host.loaders.extra_entry import extra_entry, role, without_ours
+from virtpass.host.loaders.extra_entry import is_apart, is_dead, made, of_one_kernel, own_entry, role
+from virtpass.host.loaders.grub_defaults import DEFAULTS
+from virtpass.host.loaders.hidden_menu import of_grub
+from virtpass.host.loaders.marks import without_ours
+from virtpass.host.loaders.roots import starts_this_root
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.files import read_state
-from virtpass.transaction.plan import Command
 
 ENTRIES = "/boot/loader/entries"
 CMDLINE = "/etc/kernel/cmdline"
-DEFAULTS = "/etc/default/grub"
 _ENVIRONMENT = "/boot/grub2/grubenv"
 _PLACE = "/boot/loader"
 _CONFIG = "/boot/grub2/grub.cfg"
@@ -71,22 +79,18 @@ class GrubBls:
         original = self._original(facts, normal, request)
         if request.is_trial:
             self._refuse_trial(facts)
-        notes: list[Note] = []
         edits = [] if request.is_trial else self._edits(facts, normal, original, request.arguments)
-        fallback = tried = ""
-        if request.is_trial or request.with_fallback:
-            try:
-                extra = extra_entry(request, normal, normal, original)
-            except RefusedError as error:
-                if request.is_trial:
-                    raise RefusedError("no-trial", error.what, error.remedy) from error
-                notes.append(Note("no-fallback", error.what, Severity.WARNING))
-            else:
-                edits.append(extra.edit)
-                fallback, tried = ("", extra.title) if request.is_trial else (extra.title, "")
-                if fallback:
-                    notes.append(_of_one_kernel(extra.edit))
-        return BootPlan(tuple(edits), (), tuple(notes), fallback, tried)
+        own = own_entry(request, normal, normal, original, machine=_machine(facts))
+        notes = own.notes
+        once = None
+        if request.is_trial:
+            entry = made(own.edits[0])
+            once = grubenv.choice(facts, entry.name, facts.host.real_path(_ENVIRONMENT))
+        elif own.fallback:
+            settings = grub_defaults.settings(facts, (DEFAULTS,))
+            hidden = of_grub(settings, self._environment(facts))
+            notes = (*notes, of_one_kernel(made(own.edits[0])), *hidden)
+        return replace(own, edits=(*edits, *own.edits), notes=notes, choice=once)
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         """Parse the entries in the order of the menu, GRUB's variables replaced."""
@@ -95,19 +99,14 @@ class GrubBls:
         for entry in bls.in_menu_order(self._own(facts, _listed(facts))):
             options = _replaced(entry.options, environment)
             kind = role(entry, options)
-            # Ours stay when the kernel that they start is removed; then they are no way back any more.
-            if kind not in (Role.FALLBACK, Role.TRIAL) or _has_kernel(facts, entry):
+            # The path of the kernel begins at the boot partition if there is one.
+            if not is_dead(facts, entry, "", "/boot"):
                 found.append(BootEntry(entry.title, entry.name, entry.path, options, kind))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Write the choice into GRUB's environment block, which the menu empties when it reads it."""
-        return Command(
-            ("grub2-reboot", entry.identifier),
-            "boots the trial once",
-            outputs=(facts.host.real_path(_ENVIRONMENT),),
-            revert=("grub2-editenv", "-", "unset", "next_entry"),
-        )
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read GRUB's environment block."""
+        return grubenv.chosen(facts, facts.host.real_path(_ENVIRONMENT))
 
     def inherited(self, facts: HostFacts, recorded: Mapping[str, Written]) -> dict[str, Written]:
         """Return our arguments in the entries of kernels that came since, as if virtpass had written them.
@@ -143,15 +142,15 @@ class GrubBls:
 
     def _own(self, facts: HostFacts, entries: Sequence[BlsEntry]) -> list[BlsEntry]:
         """Return the entries that start a Linux of this host."""
-        machine = facts.text("/etc/machine-id")
+        machine = _machine(facts)
         environment = self._environment(facts)
         return [
             entry
             for entry in entries
             if entry.is_linux
             and (
-                (machine and entry.name.startswith(f"{machine}-"))
-                or bls.is_of_root(_replaced(entry.options, environment), facts.root_words)
+                (machine and (entry.name.startswith(f"{machine}-") or is_apart(entry, machine)))
+                or starts_this_root(_replaced(entry.options, environment), facts)
             )
         ]
 
@@ -238,29 +237,13 @@ def _config(facts: HostFacts) -> str:
     return next((path for path in paths if "blscfg" in facts.text(path)), "")
 
 
-def _has_kernel(facts: HostFacts, entry: BlsEntry) -> bool:
-    """Tell whether the kernel of an entry is there; its path begins at the boot partition if there is one."""
-    path = entry.value("linux")
-    return facts.has(path) or facts.has(f"/boot{path}")
-
-
-def _of_one_kernel(edit: Edit) -> Note:
-    kernel = bls.parse_entry(edit.form.add(None), edit.path).value("linux").rpartition("/")[2]
-    return Note(
-        "fallback-kernel",
-        f"the entry without the arguments starts {kernel}, also when later kernels come; when that one is "
-        "removed, run virtpass host apply again",
-    )
+def _machine(facts: HostFacts) -> str:
+    return facts.text("/etc/machine-id").strip()
 
 
 def _wants_entries(facts: HostFacts) -> bool:
-    """Tell whether the defaults switch the entries on; the last assignment counts."""
-    value = ""
-    for line in facts.text(DEFAULTS).splitlines():
-        name, _, text = line.strip().partition("=")
-        if name == "GRUB_ENABLE_BLSCFG":
-            value = text.strip("\"'")
-    return value == "true"
+    """Tell whether the defaults switch the entries on."""
+    return grub_defaults.settings(facts, (DEFAULTS,)).get("GRUB_ENABLE_BLSCFG") == "true"
 
 
 def _replaced(options: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:

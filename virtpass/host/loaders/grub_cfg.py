@@ -3,8 +3,8 @@
 import re
 from itertools import pairwise
 
-from virtpass.host import tokens
-from virtpass.host.boot import OFF, TRIAL, BootEntry, Role
+from virtpass.host.boot import BootEntry, Role
+from virtpass.host.loaders.marks import own_role
 
 # GRUB's words: single quotes, double quotes with backslash escapes, and everything else up to a blank.
 _WORD = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\])+""")
@@ -13,6 +13,8 @@ _LINUX = ("linux", "linux16", "linuxefi")
 # names its own. Entries of other scripts do not read GRUB_CMDLINE_LINUX_DEFAULT: os-prober's, memory tests,
 # Xen's, what the administrator wrote into 40_custom.
 OURS = "virtpass-"
+# What stands between the identifiers of a submenu and of an entry in it; in one of them it is doubled.
+SUBMENU = ">"
 _IDS = ("gnulinux-", OURS)
 # What grub-mkconfig writes before what each script says.
 GENERATED = b"### BEGIN /etc/grub.d/"
@@ -21,14 +23,15 @@ GENERATED = b"### BEGIN /etc/grub.d/"
 def parse_entries(text: str, path: str) -> list[BootEntry]:
     """Return the entries that start this host's Linux, in the order of the menu.
 
-    The identifier of an entry is its title with those of its submenus before it, as grub-reboot takes it.
+    The identifier of an entry is its id with those of its submenus before it, as grub-reboot takes it: other
+    than a title an id stays the same whatever language grub-mkconfig speaks.
 
     Args:
         text: a grub.cfg as grub-mkconfig writes it.
         path: where it stands.
     """
     found: list[BootEntry] = []
-    # The titles of the submenus around a line; None for an entry or another block in braces.
+    # The identifiers of the submenus around a line; None for an entry or another block in braces.
     open_blocks: list[str | None] = []
     title = identifier = ""
     # GRUB skips carriage returns when it reads a file.
@@ -38,7 +41,7 @@ def parse_entries(text: str, path: str) -> list[BootEntry]:
             continue
         if words[0] in ("menuentry", "submenu") and len(words) > 1 and words[-1] == "{":
             if words[0] == "submenu":
-                open_blocks.append(words[1])
+                open_blocks.append(_identifier(words) or words[1])
             else:
                 open_blocks.append(None)
                 title, identifier = words[1], _identifier(words)
@@ -49,7 +52,7 @@ def parse_entries(text: str, path: str) -> list[BootEntry]:
                 open_blocks.pop()
         elif words[0] in _LINUX and len(words) > 1 and identifier.startswith(_IDS) and title:
             menus = [menu for menu in open_blocks if menu is not None]
-            place = ">".join(name.replace(">", ">>") for name in (*menus, title))
+            place = SUBMENU.join(name.replace(SUBMENU, SUBMENU * 2) for name in (*menus, identifier))
             # A word with blanks stood in quotes; the kernel gets it as GRUB passes it on.
             arguments = tuple(word for word in words[2:] if word)
             found.append(BootEntry(title, place, path, arguments, role(arguments, identifier)))
@@ -90,10 +93,8 @@ def _identifier(words: list[str]) -> str:
 
 def role(found: tuple[str, ...], identifier: str = "") -> Role:
     """Tell what an entry with these arguments is for."""
-    if any(tokens.same(token, OFF) for token in found):
-        return Role.FALLBACK
-    if any(tokens.same(token, TRIAL) for token in found):
-        return Role.TRIAL
+    if (ours := own_role(found)) is not None:
+        return ours
     # "fallback" is the type that Arch gives to the entry of the initramfs with all drivers in it.
     is_recovery = any(kind in identifier for kind in ("-recovery-", "-fallback-")) or any(
         word in found for word in ("single", "recovery")

@@ -1,9 +1,12 @@
 """The environment block of GRUB: variables that GRUB reads at boot and can write where its drivers let it."""
 
+from virtpass.host.boot import Choice
 from virtpass.host.facts import HostFacts
 from virtpass.host.mounts import mount_of
 from virtpass.system.errors import RefusedError
+from virtpass.transaction.plan import Command
 
+_NEXT = "next_entry"
 # File systems on which GRUB itself can write: only there a choice for one boot is forgotten in that boot.
 _WRITABLE_TO_GRUB = ("ext2", "ext3", "ext4", "xfs", "vfat")
 
@@ -16,6 +19,40 @@ def variables(content: bytes) -> dict[str, str]:
         if is_assignment and not name.startswith("#"):
             found[name] = _unescaped(value)
     return found
+
+
+def choice(facts: HostFacts, identifier: str, path: str) -> Choice:
+    """Return what makes the next boot take an entry: the menu empties the variable when it reads it.
+
+    Args:
+        facts: the host.
+        identifier: the entry.
+        path: the environment block.
+    """
+    prefix = "grub2" if facts.has_program("grub2-reboot") else "grub"
+    command = Command(
+        (f"{prefix}-reboot", identifier),
+        "boots the trial once",
+        outputs=(path,),
+        revert=(f"{prefix}-editenv", path, "unset", _NEXT),
+    )
+    return Choice(identifier, command)
+
+
+def chosen(facts: HostFacts, path: str) -> str | None:
+    """Return the entry that the next boot alone takes; see `virtpass.host.boot.Loader.chosen`.
+
+    Args:
+        facts: the host.
+        path: the environment block.
+    """
+    content = facts.host.read_bytes(path)
+    if content is None:
+        # Where the directory can be listed, a block that is not seen is not there.
+        directory, _, name = path.rpartition("/")
+        names = facts.host.names(directory)
+        return "" if names and name not in names else None
+    return variables(content).get(_NEXT, "")
 
 
 def _unescaped(value: str) -> str:

@@ -7,6 +7,7 @@ same.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from virtpass.host import tokens
@@ -14,7 +15,7 @@ from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Role
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import JsonTokens
-from virtpass.host.loaders import sd_boot
+from virtpass.host.loaders import sd_boot, sd_boot_once
 from virtpass.host.loaders.bls import BlsEntry
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
@@ -40,14 +41,14 @@ class Kernelstub:
         text = sd_boot.evidence(facts)
         if not text or not facts.has(CONFIG) or not facts.has_program("kernelstub"):
             return None
-        return Evidence(f"{CONFIG} exists; {text}", sd_boot.LOADER, ("systemd-boot", "loader-entries"))
+        return Evidence(f"{CONFIG} exists; {text}", sd_boot_once.LOADER, ("systemd-boot", "loader-entries"))
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
         """Add to the user's options in the configuration; kernelstub leaves entries of others alone."""
         if not request.arguments and not request.rebuilds_initramfs:
             return BootPlan()
         if request.is_trial:
-            sd_boot.refuse_unforgetting(facts)
+            sd_boot_once.refuse_unforgetting(facts)
         directory = sd_boot.entries_directory(facts)
         normal = sd_boot.normal_entries(facts, directory, _judge)
         options = _options(facts)
@@ -60,15 +61,15 @@ class Kernelstub:
             edits.insert(0, Edit(CONFIG, JsonTokens(_KEYS, request.arguments), reason))
         is_written_anew = request.rebuilds_initramfs or not request.is_trial
         commands = (_refresh(directory, normal),) if is_written_anew else ()
-        return BootPlan(tuple(edits), commands, own.notes, own.fallback, own.tried)
+        return replace(own, edits=tuple(edits), commands=commands)
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         """Parse the entries on the EFI system partition."""
         return sd_boot.menu(facts, sd_boot.entries_directory(facts), _judge)
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Set an EFI variable that systemd-boot removes when it reads it."""
-        return sd_boot.one_shot(facts, entry)
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read the EFI variable that systemd-boot removes when it reads it."""
+        return sd_boot_once.chosen(facts)
 
 
 def _judge(entry: BlsEntry) -> Role:

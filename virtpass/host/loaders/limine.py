@@ -7,37 +7,30 @@ from virtpass.host import tokens
 from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.early import HEAD
 from virtpass.host.edits import Edit
+from virtpass.host.efi import PARTITIONS
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock, MenuLines, OwnFile
 from virtpass.host.loaders.grub_cfg import role
+from virtpass.host.loaders.marks import without_ours
 from virtpass.host.loaders.roots import refuse_mixed, root_token, starts_this_root, the_one
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
 
 # Read in this order: vendor's directory, /etc/limine-entry-tool.conf, the drop-ins, and these last.
+_VENDOR = "/usr/share/limine-entry-tool.d"
+_CONFIG = "/etc/limine-entry-tool.conf"
 _DROP_INS = "/etc/limine-entry-tool.d"
 DROP_IN = f"{_DROP_INS}/zz-virtpass.conf"
 DEFAULTS = "/etc/default/limine"
-_SETTINGS = ("/etc/limine-entry-tool.conf", DEFAULTS)
 _TOOLS = ("limine-update", "limine-mkinitcpio")
 _MENUS = tuple(
-    f"{folder}/limine.conf"
-    for folder in (
-        "/boot",
-        "/boot/limine",
-        "/boot/EFI/limine",
-        "/boot/EFI/BOOT",
-        "/efi",
-        "/efi/limine",
-        "/efi/EFI/limine",
-        "/efi/EFI/BOOT",
-        "/boot/efi",
-        "/boot/efi/EFI/limine",
-        "/boot/efi/EFI/BOOT",
-    )
+    f"{partition}{folder}/limine.conf"
+    for partition in PARTITIONS
+    for folder in ("", "/limine", "/EFI/limine", "/EFI/BOOT")
 )
 # An assignment, not an addition, throws away what was read before it.
 _ASSIGNED = re.compile(r"^[ \t]*KERNEL_CMDLINE\[\"?default\"?\]=", re.MULTILINE)
+_DEFAULT = re.compile(r"^[ \t]*KERNEL_CMDLINE\[\"?default\"?\](\+?)=(.*)$", re.MULTILINE)
 _PER_KERNEL = re.compile(r"^[ \t]*KERNEL_CMDLINE\[(?!\"?default\"?\])", re.MULTILINE)
 _CMDLINE = r"(?i)[ \t]*(?:kernel_)?cmdline:[ \t]*(?P<options>.*?)[ \t\r]*$"
 _SAFE_TITLE = "Without passthrough"
@@ -99,25 +92,26 @@ class Limine:
             found.append(BootEntry(entry.titles[-1], "/".join(entry.titles), menu, arguments, kind))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Know of none."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
 
     def _plan_generated(self, facts: HostFacts, request: BootRequest, refresh: Command) -> BootPlan:
-        if not self.entries(facts):
+        normal = [entry for entry in self.entries(facts) if entry.role is Role.NORMAL]
+        if not normal:
             raise RefusedError(
                 "no-entries",
                 f"{self._menu(facts)} has no entry with kernel arguments to read (unified kernel images?)",
                 f"add by hand: {' '.join(request.arguments)}",
             )
-        names = [f"{_DROP_INS}/{name}" for name in facts.host.names(_DROP_INS) if name.endswith(".conf")]
-        for path in (*_SETTINGS, *names):
-            if path != DROP_IN and _PER_KERNEL.search(facts.text(path)):
+        for path in _settings(facts):
+            if _PER_KERNEL.search(facts.text(path)):
                 raise RefusedError(
                     "limine-per-kernel",
                     f"{path} gives a kernel a command line of its own, which the common one does not reach",
                     f"add there by hand: {' '.join(request.arguments)}",
                 )
+        _refuse_losing(facts, without_ours(normal[0].tokens, request))
         # Blanks at both ends: others may be added before and after.
         text = f'KERNEL_CMDLINE[default]+=" {" ".join(request.arguments)} "\n'
         reason = "gives the kernel arguments to Limine"
@@ -168,6 +162,39 @@ class Limine:
 
     def _menu(self, facts: HostFacts) -> str:
         return next((path for path in _MENUS if facts.has(path)), "")
+
+
+def _settings(facts: HostFacts) -> list[str]:
+    """Return the files of limine-entry-tool in the order in which it reads them, without our own."""
+    folders = [
+        [f"{folder}/{name}" for name in facts.host.names(folder) if name.endswith(".conf")]
+        for folder in (_VENDOR, _DROP_INS)
+    ]
+    return [path for path in (*folders[0], _CONFIG, *folders[1], DEFAULTS) if path != DROP_IN]
+
+
+def _refuse_losing(facts: HostFacts, line: tuple[str, ...]) -> None:
+    """Refuse settings to which nothing can be added: without any, the tool asks the command line that runs.
+
+    Args:
+        facts: the host.
+        line: the kernel arguments that an entry has without us.
+
+    Raises:
+        RefusedError: the entries would lose the root file system.
+    """
+    text = ""
+    for path in _settings(facts):
+        for plus, value in _DEFAULT.findall(facts.text(path)):
+            text = f"{text} {value}" if plus else value
+    words = tokens.split(text.replace('"', " ").replace("'", " "))
+    if any(tokens.key(one) == "root" for one in line) and not any(tokens.key(one) == "root" for one in words):
+        raise RefusedError(
+            "no-root",
+            "limine-entry-tool takes the command line from the running kernel, and would not any more once "
+            "something is added to KERNEL_CMDLINE[default]: no entry would name the root file system",
+            f'write the whole line into {DEFAULTS} first: KERNEL_CMDLINE[default]="{" ".join(line)}"',
+        )
 
 
 def _refuse_hashes(facts: HostFacts, menu: str, entries: list[_Entry]) -> None:

@@ -80,9 +80,9 @@ class Ostree:
             found.append(BootEntry(entry.title, entry.name, entry.path, entry.options, role))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """There is no trial here."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
 
     def _append(self, arguments: tuple[str, ...], present: tuple[str, ...]) -> Command:
         kargs = ("rpm-ostree", "kargs")

@@ -7,28 +7,23 @@ are told. For the same reason the entries are those that the tool writes from th
 it has written: that `proxmox-boot-tool refresh` ends well is the proof.
 """
 
-import re
-
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.early import HEAD
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import LineTokens, OwnFile
-from virtpass.host.loaders import sd_boot
-from virtpass.host.loaders.grub import DEFAULTS, DROP_IN, SCRIPT, defaults_text, script_text
+from virtpass.host.loaders import grub_defaults
+from virtpass.host.loaders.extra_entry import SAFE_TITLE
+from virtpass.host.loaders.grub import SCRIPT, defaults_text, script_text
+from virtpass.host.loaders.grub_defaults import DEFAULTS, DROP_IN
+from virtpass.host.loaders.marks import without_ours
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
 
 PARTITIONS = "/etc/kernel/proxmox-boot-uuids"
 CMDLINE = "/etc/kernel/cmdline"
-_DROP_INS = "/etc/default/grub.d"
 _VARIABLES = ("GRUB_CMDLINE_LINUX", "GRUB_CMDLINE_LINUX_DEFAULT")
-_ASSIGNMENT = re.compile(
-    r"^[ \t]*(?:export[ \t]+)?(GRUB_CMDLINE_LINUX(?:_DEFAULT)?)=(?:\"([^\"]*)\"|'([^']*)'|(\S*))",
-    re.MULTILINE,
-)
-_SAFE_TITLE = "Without passthrough: "
 _DEADLINE = 900.0
 
 
@@ -78,7 +73,7 @@ class Proxmox:
             tuple(edits),
             (refresh,),
             tuple(_notes(request, has_fallback=has_fallback, has_systemd_boot=has_systemd_boot)),
-            f"{_SAFE_TITLE}{facts.distribution_name}" if has_fallback and not has_systemd_boot else "",
+            f"{SAFE_TITLE}{facts.distribution_name}" if has_fallback and not has_systemd_boot else "",
         )
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
@@ -90,13 +85,13 @@ class Proxmox:
         if self._has_grub(facts):
             found.append(BootEntry("Proxmox, by GRUB", "", DEFAULTS, _grub_tokens(facts)))
         if facts.has(SCRIPT) and self._has_grub(facts):
-            title = f"{_SAFE_TITLE}{facts.distribution_name}"
+            title = f"{SAFE_TITLE}{facts.distribution_name}"
             found.append(BootEntry(title, "", SCRIPT, (OFF,), Role.FALLBACK))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Say that there is no way: which partition boots next is the firmware's choice."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
 
     def _has_systemd_boot(self, facts: HostFacts) -> bool:
         return facts.is_uefi and not facts.loader.lower().startswith("grub")
@@ -128,7 +123,7 @@ def _running_line(facts: HostFacts, request: BootRequest) -> str:
     Raises:
         RefusedError: it would not name the root file system.
     """
-    running = sd_boot.without_ours(tokens.lasting(facts.running), request)
+    running = without_ours(tokens.lasting(facts.running), request)
     line = tuple(one for one in running if tokens.key(one) != "virtpass")
     if not facts.has(CMDLINE) and not any(tokens.key(token) == "root" for token in line):
         raise RefusedError(
@@ -140,17 +135,9 @@ def _running_line(facts: HostFacts, request: BootRequest) -> str:
 
 
 def _grub_tokens(facts: HostFacts) -> tuple[str, ...]:
-    """Return what plain assignments give to GRUB's normal entries; nothing of the files is run."""
-    values = dict.fromkeys(_VARIABLES, "")
-    paths = [f"{_DROP_INS}/{name}" for name in facts.host.names(_DROP_INS) if name.endswith(".cfg")]
-    for path in (DEFAULTS, *paths):
-        for found in _ASSIGNMENT.finditer(facts.text(path)):
-            name = found[1]
-            value = next((one for one in found.groups()[1:] if one is not None), "")
-            before = values[name]
-            value = value.replace(f"${{{name}:+${name} }}", f"{before} " if before else "")
-            values[name] = value.replace(f"${{{name}}}", before).replace(f"${name}", before)
-    return tokens.split(" ".join(values.values()))
+    """Return what GRUB's normal entries get."""
+    values = grub_defaults.settings(facts, (DEFAULTS, *grub_defaults.drop_ins(facts)))
+    return tokens.split(" ".join(values.get(name, "") for name in _VARIABLES))
 
 
 def _notes(request: BootRequest, *, has_fallback: bool, has_systemd_boot: bool) -> list[Note]:

@@ -5,18 +5,14 @@ import re
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.edits import Edit
+from virtpass.host.efi import PARTITIONS
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MenuLines
 from virtpass.host.loaders.grub_cfg import role
 from virtpass.system.errors import FailedError, RefusedError
-from virtpass.transaction.plan import Command
 
 _FILE = "/boot/refind_linux.conf"
-_CONFIGS = tuple(
-    f"{esp}/EFI/{folder}/refind.conf"
-    for esp in ("/boot/efi", "/efi", "/boot")
-    for folder in ("refind", "BOOT")
-)
+_CONFIGS = tuple(f"{esp}/EFI/{folder}/refind.conf" for esp in PARTITIONS for folder in ("refind", "BOOT"))
 # "title" "options"; lines of comments begin with a hash mark.
 _LINE = r'[ \t]*"[^"]*"[ \t]+"(?P<options>[^"]*)"(?!")'
 _ENTRY = re.compile(r'[ \t]*"(?P<title>[^"]*)"[ \t]+"(?P<options>[^"]*)"(?!")')
@@ -58,9 +54,9 @@ class Refind:
             raise FailedError("refind", f"{_FILE} cannot be read", "run it as root")
         return parse_lines(content.decode("utf-8", "surrogateescape"), _FILE)
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Know of none."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
 
     def _notes(self, facts: HostFacts) -> list[Note]:
         for path in _CONFIGS:

@@ -1,4 +1,4 @@
-"""systemd-boot itself: where its entries lie, entries of our own among them, and one boot of one of them.
+"""systemd-boot itself: where its entries lie, and entries of our own among them.
 
 Shared by the modules for the tools that write these entries. The order of the menu, and with it the
 default, follows the boot loader specification (UAPI.1): entries with a sort-key come before those
@@ -9,19 +9,15 @@ greatest first. Our own have no sort-key.
 from collections.abc import Callable
 from dataclasses import replace
 
-from virtpass.host import tokens
-from virtpass.host.boot import OFF, TRIAL, BootEntry, BootPlan, BootRequest, Note, Role, Severity
-from virtpass.host.facts import HostFacts, efi_text
-from virtpass.host.loaders.bls import SUFFIX, BlsEntry, is_of_root, list_entries, newest, version_key
-from virtpass.host.loaders.extra_entry import extra_entry
+from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Role
+from virtpass.host.efi import PARTITIONS
+from virtpass.host.facts import HostFacts
+from virtpass.host.loaders import extra_entry, hidden_menu, sd_boot_once
+from virtpass.host.loaders.bls import SUFFIX, BlsEntry, list_entries, newest, version_key
+from virtpass.host.loaders.marks import own_role, without_ours
+from virtpass.host.loaders.roots import starts_this_root
+from virtpass.host.loaders.sd_boot_once import LOADER
 from virtpass.system.errors import FailedError, RefusedError
-from virtpass.transaction.plan import Command
-
-LOADER = "systemd-boot"
-# Where distributions mount the EFI system partition or its extension, in the order of kernel-install.
-PARTITIONS = ("/efi", "/boot", "/boot/efi")
-_SAVED = "@saved"
-_DEADLINE = 60.0
 
 Judge = Callable[[BlsEntry], Role]
 
@@ -62,17 +58,13 @@ def linux_entries(facts: HostFacts, directory: str) -> list[BlsEntry]:
     return [
         entry
         for entry in list_entries(facts.host, directory)
-        if entry.is_linux and is_of_root(entry.options, facts.root_words)
+        if entry.is_linux and starts_this_root(entry.options, facts)
     ]
 
 
 def role(entry: BlsEntry, judge: Judge) -> Role:
     """Tell what an entry is for: ours have a mark, `judge` knows the others."""
-    if any(tokens.same(token, OFF) for token in entry.options):
-        return Role.FALLBACK
-    if any(tokens.same(token, TRIAL) for token in entry.options):
-        return Role.TRIAL
-    return judge(entry)
+    return own_role(entry.options) or judge(entry)
 
 
 def normal_entries(facts: HostFacts, directory: str, judge: Judge) -> list[BlsEntry]:
@@ -106,6 +98,7 @@ def menu(facts: HostFacts, directory: str, judge: Judge) -> list[BootEntry]:
     return [
         BootEntry(entry.title, entry.identifier, entry.path, entry.options, role(entry, judge))
         for entry in linux_entries(facts, directory)
+        if not extra_entry.is_dead(facts, entry, directory.removesuffix("/loader/entries"))
     ]
 
 
@@ -121,29 +114,19 @@ def own_entry(facts: HostFacts, directory: str, request: BootRequest, normal: li
     Raises:
         RefusedError: a trial cannot have an entry. Where it is the fallback, a warning says so instead.
     """
-    if not request.is_trial and not request.with_fallback:
-        return BootPlan()
-    model = newest(normal) or normal[0]
-    try:
-        extra = extra_entry(request, normal, (), without_ours(model.options, request))
-        name = _own_name(facts, directory, request, normal)
-    except RefusedError as error:
-        if request.is_trial:
-            raise RefusedError("no-trial", error.what, error.remedy) from error
-        return BootPlan(notes=(Note("no-fallback", error.what, Severity.WARNING),))
-    edit = replace(extra.edit, path=f"{directory}/{name}{SUFFIX}")
+    original = without_ours((newest(normal) or normal[0]).options, request)
+    plan = extra_entry.own_entry(
+        request,
+        normal,
+        (),
+        original,
+        finished=lambda edit: replace(
+            edit, path=f"{directory}/{_own_name(facts, directory, request, normal)}{SUFFIX}"
+        ),
+    )
     if request.is_trial:
-        return BootPlan((edit,), tried=extra.title)
-    return BootPlan((edit,), fallback=extra.title)
-
-
-def without_ours(found: tuple[str, ...], request: BootRequest) -> tuple[str, ...]:
-    """Return kernel arguments as they are without virtpass.
-
-    What is asked for and there already is ours from an earlier time: nobody asks for what the user has.
-    """
-    ours = (*request.present, *tokens.missing(request.arguments, request.present))
-    return tokens.without(found, ours)
+        return replace(plan, choice=sd_boot_once.choice(facts, plan.edits[0].path.rpartition("/")[2]))
+    return replace(plan, notes=(*plan.notes, *hidden_menu.of_systemd_boot(facts))) if plan.fallback else plan
 
 
 def _own_name(facts: HostFacts, directory: str, request: BootRequest, normal: list[BlsEntry]) -> str:
@@ -157,52 +140,10 @@ def _own_name(facts: HostFacts, directory: str, request: BootRequest, normal: li
         return word
     # Then names alone count, and nearly all are greater than this one.
     name = f"a-{word}"
-    ours = (Role.FALLBACK, Role.TRIAL)
     for other in list_entries(facts.host, directory):
-        is_ours = role(other, lambda _: Role.OTHER) in ours
+        is_ours = own_role(other.options) is not None
         if not is_ours and not version_key(name) < version_key(other.name.lower()):
             raise RefusedError(
                 "entry-order", f"an entry of ours would come before {other.path} and could become the default"
             )
     return name
-
-
-def refuse_unforgetting(facts: HostFacts) -> None:
-    """Refuse a trial where systemd-boot would not be asked, or would remember what it booted.
-
-    Raises:
-        RefusedError: a trial would not be one boot.
-    """
-    if not facts.loader.lower().startswith(LOADER):
-        raise RefusedError(
-            "no-trial",
-            "systemd-boot did not boot this system, so it cannot be told to boot a trial once",
-            "apply without --trial; the fallback entry is the way back",
-        )
-    configured = _configured_default(facts)
-    if _SAVED in (configured, efi_text(facts.host, "LoaderEntryDefault")):
-        raise RefusedError(
-            "no-trial",
-            "systemd-boot is set to boot again what it booted last (default @saved), so a trial would stay",
-            "choose a default with bootctl set-default, or apply without --trial",
-        )
-
-
-def _configured_default(facts: HostFacts) -> str:
-    """Return the ``default`` of loader.conf; empty when there is none."""
-    found = ""
-    for partition in PARTITIONS:
-        for line in facts.text(f"{partition}/loader/loader.conf").splitlines():
-            words = line.split(maxsplit=1)
-            if len(words) == 2 and words[0] == "default":
-                found = words[1].strip()
-    return found
-
-
-def one_shot(facts: HostFacts, entry: BootEntry) -> Command:
-    """Return what makes the next boot take an entry, through an EFI variable that systemd-boot removes."""
-    choose = ("bootctl", "set-oneshot")
-    before = efi_text(facts.host, "LoaderEntryOneShot")
-    return Command(
-        (*choose, entry.identifier), "boots the trial once", deadline=_DEADLINE, revert=(*choose, before)
-    )

@@ -12,7 +12,7 @@ from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, 
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import MarkedBlock
-from virtpass.host.loaders import sd_boot
+from virtpass.host.loaders import hidden_menu, sd_boot, sd_boot_once
 from virtpass.host.loaders.bls import BlsEntry, list_entries
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
@@ -34,7 +34,7 @@ class SdbootManage:
         text = sd_boot.evidence(facts)
         if not text or not facts.has(CONFIG) or not facts.has_program(_PROGRAM):
             return None
-        return Evidence(f"{CONFIG} exists; {text}", sd_boot.LOADER, ("systemd-boot", "loader-entries"))
+        return Evidence(f"{CONFIG} exists; {text}", sd_boot_once.LOADER, ("systemd-boot", "loader-entries"))
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
         """Add to LINUX_OPTIONS and mark the fallback entries; a trial has an entry of its own."""
@@ -43,15 +43,16 @@ class SdbootManage:
         directory = sd_boot.entries_directory(facts)
         normal = sd_boot.normal_entries(facts, directory, _judge)
         if request.is_trial:
-            sd_boot.refuse_unforgetting(facts)
-            own = sd_boot.own_entry(facts, directory, request, normal)
-            return BootPlan(own.edits, notes=own.notes, tried=own.tried)
+            sd_boot_once.refuse_unforgetting(facts)
+            return sd_boot.own_entry(facts, directory, request, normal)
         self._refuse_losing(facts, directory)
         fallback = self._fallback(facts, directory) if request.with_fallback else None
         notes = []
         if request.with_fallback and fallback is None:
             text = "sdboot-manage writes no fallback entry here, and removes entries that others add"
             notes.append(Note("no-fallback", text, Severity.WARNING))
+        if fallback is not None:
+            notes += hidden_menu.of_systemd_boot(facts)
         reason = "gives the kernel arguments to sdboot-manage"
         text = config_text(request.arguments, has_fallback=fallback is not None)
         refresh = Command(
@@ -72,9 +73,9 @@ class SdbootManage:
         """Parse the entries on the EFI system partition."""
         return sd_boot.menu(facts, sd_boot.entries_directory(facts), _judge)
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Set an EFI variable that systemd-boot removes when it reads it."""
-        return sd_boot.one_shot(facts, entry)
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read the EFI variable that systemd-boot removes when it reads it."""
+        return sd_boot_once.chosen(facts)
 
     def _fallback(self, facts: HostFacts, directory: str) -> BlsEntry | None:
         """Return a fallback entry that the tool has written, and whose files are there."""

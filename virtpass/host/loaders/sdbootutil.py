@@ -3,24 +3,32 @@
 sdbootutil writes the entries of all kernels and snapshots to the EFI system partition. Their arguments come
 from /etc/kernel/cmdline and, in versions since 2026, from files in /etc/kernel/cmdline.d on top of it.
 ``sdbootutil update-all-entries`` writes the ``options`` lines of all entries of the running snapshot anew,
-our own one too. It looks for lines that begin with the key, and the loaders pass over blanks before it. So
-the options of our entry are indented, and stay.
+our own one too. It looks for entries with root= and rootflags= in this order, and in them for lines that
+begin with the key. systemd-boot passes over blanks before a key, so there the options of our entry are
+indented. GRUB must not meet such a line (see `virtpass.host.loaders.grub_bls`): for it root= comes last. When
+the partition is full sdbootutil may remove that entry first, as one of another system.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from virtpass.host import tokens
 from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.edits import Edit
+from virtpass.host.efi import PARTITIONS
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import LineTokens, OwnFile
-from virtpass.host.loaders import bls, sd_boot
+from virtpass.host.loaders import bls, sd_boot, sd_boot_once
 from virtpass.host.loaders.bls import BlsEntry
-from virtpass.host.loaders.extra_entry import extra_entry, role, without_ours
+from virtpass.host.loaders.extra_entry import is_dead, made, of_one_kernel, own_entry, role
+from virtpass.host.loaders.hidden_menu import of_systemd_boot
+from virtpass.host.loaders.marks import without_ours
+from virtpass.host.loaders.roots import starts_this_root
 from virtpass.host.suse import KEPT_BY_SDBOOTUTIL, SDBOOTUTIL, SETTINGS, has_sdbootutil, loader_type
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
 
+_SD_BOOT = "systemd-boot"
 CMDLINE = "/etc/kernel/cmdline"
 # No comment in it: nothing is said about comments there.
 DROP_IN = "/etc/kernel/cmdline.d/zz-virtpass.conf"
@@ -28,7 +36,6 @@ _VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
 _DROP_INS = ("/usr/kernel/cmdline.d", "/usr/lib/kernel/cmdline.d", "/etc/kernel/cmdline.d")
 # What sdbootutil itself puts into the options.
 _MADE_BY_TOOL = ("root", "rootflags", "systemd.machine_id")
-_PARTITIONS = ("/boot/efi", "/efi", "/boot")
 # What says that the disk is unlocked by the TPM, which measures the command line.
 _MEASURED = ("/var/lib/systemd/pcrlock.json", "/var/lib/pcrlock.d", "/etc/systemd/tpm2-pcr-private-key.pem")
 _DEADLINE = 900.0
@@ -66,48 +73,39 @@ class Sdbootutil:
         if request.is_trial:
             _refuse_trial(facts)
         original = without_ours((bls.newest(normal) or normal[0]).options, request)
-        edits: list[Edit] = []
-        notes: list[Note] = []
-        fallback = tried = ""
-        if not request.is_trial:
-            _refuse_differing(facts, normal)
-            edits.append(self._arguments(facts, original, request))
-        if request.is_trial or request.with_fallback:
-            try:
-                extra = extra_entry(request, normal, normal, original)
-            except RefusedError as error:
-                if request.is_trial:
-                    raise RefusedError("no-trial", error.what, error.remedy) from error
-                notes.append(Note("no-fallback", error.what, Severity.WARNING))
-            else:
-                edits.append(_kept(facts, directory, extra.edit))
-                fallback, tried = ("", extra.title) if request.is_trial else (extra.title, "")
-        commands = () if request.is_trial else (_refresh(),)
-        if not request.is_trial and _is_measured(facts):
-            text = (
-                "the TPM measures the kernel arguments; sdbootutil predicts the new ones, but have the "
-                "recovery key of the disk at hand at the next boot"
-            )
-            notes.append(Note("measured", text, Severity.WARNING))
-        return BootPlan(tuple(edits), commands, tuple(notes), fallback, tried)
+        own = own_entry(
+            request, normal, normal, original, finished=lambda edit: _finished(facts, directory, edit)
+        )
+        notes = [*own.notes, *_measured(facts)]
+        if request.is_trial:
+            once = sd_boot_once.choice(facts, made(own.edits[0]).identifier)
+            return replace(own, notes=tuple(notes), choice=once)
+        _refuse_differing(facts, normal)
+        if own.fallback:
+            notes.append(of_one_kernel(made(own.edits[0])))
+            notes += of_systemd_boot(facts) if loader_type(facts) == _SD_BOOT else ()
+        edits = (self._arguments(facts, original, request), *own.edits)
+        # Images are named after what is in them, so that the one of the fallback entry stays.
+        return replace(
+            own, edits=edits, commands=(_refresh(),), notes=tuple(notes), keeps_initramfs=bool(own.fallback)
+        )
 
     def entries(self, facts: HostFacts) -> list[BootEntry]:
         """Parse the entries of the running snapshot."""
-        found = bls.in_menu_order(_own(facts, bls.list_entries(facts.host, self._directory(facts))))
+        directory = self._directory(facts)
+        found = bls.in_menu_order(_own(facts, bls.list_entries(facts.host, directory)))
         return [
             BootEntry(one.title, one.identifier, one.path, one.options, role(one, one.options))
             for one in found
+            if not is_dead(facts, one, _partition(directory))
         ]
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Set the EFI variable that systemd-boot deletes when it reads it."""
-        if loader_type(facts) != "systemd-boot":
-            return None
-        return sd_boot.one_shot(facts, entry)
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read the EFI variable that systemd-boot removes when it reads it."""
+        return sd_boot_once.chosen(facts)
 
     def _directory(self, facts: HostFacts) -> str:
-        directories = [f"{partition}/loader/entries" for partition in _PARTITIONS]
-        return next((path for path in directories if facts.host.names(path)), directories[0])
+        return sd_boot.entries_directory(facts) or f"{PARTITIONS[0]}/loader/entries"
 
     def _arguments(self, facts: HostFacts, original: Sequence[str], request: BootRequest) -> Edit:
         reason = "gives the kernel arguments to sdbootutil"
@@ -124,13 +122,13 @@ class Sdbootutil:
 
 
 def _refuse_trial(facts: HostFacts) -> None:
-    if loader_type(facts) != "systemd-boot":
+    if loader_type(facts) != _SD_BOOT:
         raise RefusedError(
             "no-trial",
             "the GRUB that reads boot loader entries is not known to take a choice for one boot here",
             "apply without --trial; the fallback entry is the way back",
         )
-    sd_boot.refuse_unforgetting(facts)
+    sd_boot_once.refuse_unforgetting(facts)
 
 
 def _refresh() -> Command:
@@ -159,13 +157,20 @@ def _refuse_differing(facts: HostFacts, normal: Sequence[BlsEntry]) -> None:
             )
 
 
-def _is_measured(facts: HostFacts) -> bool:
-    return any(facts.has(path) for path in _MEASURED) or "tpm2-device=" in facts.text("/etc/crypttab")
+def _measured(facts: HostFacts) -> list[Note]:
+    """Warn where the TPM may not unlock the disk: of our own entry no prediction is sure to be made."""
+    if not any(facts.has(path) for path in _MEASURED) and "tpm2-device=" not in facts.text("/etc/crypttab"):
+        return []
+    text = (
+        "the TPM measures the kernel arguments; sdbootutil predicts the new ones, but have the recovery key "
+        "of the disk at hand at the next boot"
+    )
+    return [Note("measured", text, Severity.WARNING)]
 
 
 def _own(facts: HostFacts, entries: Sequence[BlsEntry]) -> list[BlsEntry]:
     """Return the entries of the running snapshot; those of others are not touched by the tool either."""
-    return [one for one in entries if one.is_linux and bls.is_of_root(one.options, facts.root_words)]
+    return [one for one in entries if one.is_linux and starts_this_root(one.options, facts)]
 
 
 def _normal(facts: HostFacts, directory: str) -> list[BlsEntry]:
@@ -174,23 +179,31 @@ def _normal(facts: HostFacts, directory: str) -> list[BlsEntry]:
     return [entry for entry in own if role(entry, entry.options) is Role.NORMAL]
 
 
-def _kept(facts: HostFacts, directory: str, edit: Edit) -> Edit:
-    """Return the edit so that its entry stays as it is once it is there.
+def _partition(directory: str) -> str:
+    return directory.removesuffix("/loader/entries")
 
-    Its options are indented, so that sdbootutil passes over them. It loads the initramfs that was there
-    before that of virtpass was built: the entry itself keeps it from being removed.
+
+def _finished(facts: HostFacts, directory: str, edit: Edit) -> Edit:
+    """Return the edit so that sdbootutil leaves its entry alone once it is there.
+
+    It loads the initramfs that was there before that of virtpass was built: the entry itself keeps it from
+    being removed.
     """
-    made = bls.parse_entry(edit.form.add(None), edit.path)
+    new = made(edit)
     old = bls.parse_entry(facts.host.read_bytes(edit.path) or b"", edit.path)
     images = old.values("initrd")
-    partition = directory.removesuffix("/loader/entries")
-    is_usable = old.value("linux") == made.value("linux") and all(
-        facts.has(partition + image) for image in images
+    is_usable = old.value("linux") == new.value("linux") and all(
+        facts.has(_partition(directory) + image) for image in images
     )
-    lines = [
-        f"{'  ' if key == 'options' else ''}{key} {value}"
-        for key, value in made.fields
-        if key != "initrd" or not is_usable
-    ]
-    lines += [f"initrd {image}" for image in images if is_usable]
-    return Edit(edit.path, OwnFile("\n".join(lines) + "\n"), edit.reason, edit.mode)
+    fields = [(key, value) for key, value in new.fields if key != "initrd" or not is_usable]
+    fields += [("initrd", image) for image in images if is_usable]
+    if loader_type(facts) == _SD_BOOT:
+        return replace(edit, form=OwnFile(bls.text_of(fields, indented="options")))
+    return replace(edit, form=OwnFile(bls.text_of([(key, _root_last(key, value)) for key, value in fields])))
+
+
+def _root_last(key: str, value: str) -> str:
+    """Return kernel arguments with root= after all others, which is the same to the kernel."""
+    if key != "options":
+        return value
+    return " ".join(sorted(tokens.split(value), key=lambda token: tokens.key(token) == "root"))

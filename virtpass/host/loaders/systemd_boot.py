@@ -14,13 +14,17 @@ takes minutes, and both would be in the entry. Where there is none, kernel-insta
 nobody else needs to.
 """
 
+from dataclasses import replace
+
 from virtpass.host import tokens
 from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Note, Role
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import LineTokens
-from virtpass.host.loaders import sd_boot
+from virtpass.host.loaders import sd_boot, sd_boot_once
 from virtpass.host.loaders.bls import BlsEntry, newest, parse_entry, with_values
+from virtpass.host.loaders.extra_entry import made, of_one_kernel
+from virtpass.host.loaders.marks import without_ours
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
 
@@ -47,7 +51,7 @@ class SystemdBoot:
         if not facts.has_program("kernel-install") or not (text := sd_boot.evidence(facts)):
             return None
         if any(is_generated(entry) for entry in sd_boot.linux_entries(facts, directory)):
-            return Evidence(f"{text}, with entries of kernel-install", sd_boot.LOADER)
+            return Evidence(f"{text}, with entries of kernel-install", sd_boot_once.LOADER)
         return None
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
@@ -58,7 +62,7 @@ class SystemdBoot:
         if not request.arguments and not request.rebuilds_initramfs:
             return BootPlan()
         if request.is_trial:
-            sd_boot.refuse_unforgetting(facts)
+            sd_boot_once.refuse_unforgetting(facts)
         self._refuse_other_layout(facts)
         directory = sd_boot.entries_directory(facts)
         normal = sd_boot.normal_entries(facts, directory, _judge)
@@ -74,12 +78,11 @@ class SystemdBoot:
             reason = "gives the kernel arguments to kernel-install"
             edits.insert(0, Edit(CMDLINE, LineTokens(arguments, line), reason))
         commands = self._commands(facts, directory, normal) if is_written_anew else ()
-        return BootPlan(
-            tuple(edits),
-            commands,
-            (*_notes(facts, directory, model, own), *own.notes),
-            own.fallback,
-            own.tried,
+        return replace(
+            own,
+            edits=tuple(edits),
+            commands=commands,
+            notes=(*_notes(facts, directory, own), *own.notes),
             builds_initramfs=bool(commands) and not any(_initrd(facts, one) for one in normal),
         )
 
@@ -87,9 +90,9 @@ class SystemdBoot:
         """Parse the entries on the EFI system partition."""
         return sd_boot.menu(facts, sd_boot.entries_directory(facts), _judge)
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Set an EFI variable that systemd-boot removes when it reads it."""
-        return sd_boot.one_shot(facts, entry)
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Read the EFI variable that systemd-boot removes when it reads it."""
+        return sd_boot_once.chosen(facts)
 
     def _refuse_other_layout(self, facts: HostFacts) -> None:
         path = next((path for path in _INSTALL_CONF if facts.has(path)), "")
@@ -158,7 +161,7 @@ def _line(facts: HostFacts, model: BlsEntry, request: BootRequest) -> str:
     Raises:
         RefusedError: it would not name the root file system.
     """
-    found = sd_boot.without_ours(model.options, request)
+    found = without_ours(model.options, request)
     if not facts.has(CMDLINE) and not any(tokens.key(token) == "root" for token in found):
         raise RefusedError(
             "no-root",
@@ -234,16 +237,12 @@ def _outputs(facts: HostFacts, directory: str, entry: BlsEntry) -> tuple[str, ..
     )
 
 
-def _notes(facts: HostFacts, directory: str, model: BlsEntry, own: BootPlan) -> list[Note]:
+def _notes(facts: HostFacts, directory: str, own: BootPlan) -> list[Note]:
     notes = []
     for entry in sd_boot.linux_entries(facts, directory):
         if sd_boot.role(entry, _judge) is Role.OTHER:
             text = f"{entry.path} was made by hand and stays as it is"
             notes.append(Note("hand-made-entry", text))
     if own.fallback:
-        text = (
-            f"the fallback entry starts kernel {_version(model)}; when that is removed, "
-            "virtpass host apply writes it anew"
-        )
-        notes.append(Note("fallback-kernel", text))
+        notes.append(of_one_kernel(made(own.edits[0])))
     return notes

@@ -10,7 +10,6 @@ from virtpass.host.loaders.grub import Grub
 from virtpass.host.loaders.sdbootutil import Sdbootutil
 from virtpass.host.mounts import mount_of
 from virtpass.system.errors import RefusedError
-from virtpass.transaction.plan import Command
 
 
 class Transactional:
@@ -57,6 +56,6 @@ class Transactional:
             return sdbootutil.entries(facts)
         return grub.entries(facts) if grub.evidence(facts) else []
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """There is no trial here."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no trial here."""
+        return ""

@@ -9,16 +9,18 @@ running line where it is missing, and refused without root=. For taking it away 
 right.
 """
 
-import re
 from dataclasses import dataclass
 
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.edits import Edit
+from virtpass.host.efi import is_secure_boot
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import LineTokens, MarkedBlock, OwnFile
-from virtpass.host.loaders import sd_boot
+from virtpass.host.loaders import hidden_menu, sd_boot, sd_boot_once
+from virtpass.host.loaders.marks import without_ours
 from virtpass.host.loaders.uki_image import read_command_line
+from virtpass.host.presets import read_presets
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
 
@@ -28,11 +30,8 @@ _FOLDER = "/etc/cmdline.d"
 DROP_IN = f"{_FOLDER}/zz-virtpass.conf"
 # What the fallback image has in place of all these.
 SAFE_LINE = "/etc/virtpass/fallback-cmdline"
-_PRESETS = "/etc/mkinitcpio.d"
 _PROGRAM = "/usr/bin/mkinitcpio"
-_ASSIGNMENT = re.compile(r"^[ \t]*([A-Za-z_]\w*)=(?:\(([^)]*)\)|\"([^\"]*)\"|'([^']*)'|(\S*))", re.MULTILINE)
 _POST_HOOKS = ("/usr/lib/initcpio/post", "/etc/initcpio/post")
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _DEADLINE = 3600.0
 
 
@@ -70,7 +69,7 @@ class Uki:
         if not found or not facts.has(_PROGRAM):
             return None
         # The loader may be systemd-boot or the firmware itself; the stub in the image tells of itself.
-        booted_by = sd_boot.LOADER if sd_boot.program(facts) and facts.stub else ""
+        booted_by = sd_boot_once.LOADER if sd_boot.program(facts) and facts.stub else ""
         return Evidence(f"{found[0].preset} names {found[0].path}", booted_by, ("loader-entries",))
 
     def plan(self, facts: HostFacts, request: BootRequest) -> BootPlan:
@@ -93,8 +92,7 @@ class Uki:
         if request.with_fallback and safe:
             reason = "keeps a way back on the boot menu"
             edits.append(Edit(SAFE_LINE, OwnFile(" ".join((*base, OFF)) + "\n"), reason))
-            words = f"${{fallback_options:+$fallback_options }}--cmdline {SAFE_LINE}"
-            block = MarkedBlock(f'fallback_options="{words}"\n')
+            block = MarkedBlock(fallback_text())
             edits += [Edit(path, block, reason) for path in dict.fromkeys(one.preset for one in safe)]
         elif request.with_fallback:
             text = (
@@ -102,7 +100,7 @@ class Uki:
                 "others, so there is no entry without them: have a rescue medium at hand"
             )
             notes.append(Note("no-fallback", text, Severity.WARNING))
-        if (facts.host.read_bytes(_SECURE_BOOT) or b"")[4:5] == b"\1":
+        if is_secure_boot(facts.host):
             if not _are_signed(facts):
                 raise RefusedError(
                     "secure-boot",
@@ -122,6 +120,8 @@ class Uki:
             tuple(dict.fromkeys(image.path for image in images)),
         )
         has_safe = request.with_fallback and bool(safe)
+        if has_safe and sd_boot.program(facts):
+            notes += hidden_menu.of_systemd_boot(facts)
         return BootPlan(
             tuple(edits),
             (build,),
@@ -145,9 +145,20 @@ class Uki:
             found.append(BootEntry(_title(facts, image), name, image.path, line, _role(image, line)))
         return found
 
-    def one_shot(self, facts: HostFacts, entry: BootEntry) -> Command | None:
-        """Say that there is no way: an image for one boot alone is not made."""
-        return None
+    def chosen(self, facts: HostFacts) -> str | None:
+        """Know of no such choice."""
+        return ""
+
+
+def fallback_text() -> str:
+    """Render the lines of a preset that give the fallback image a command line of its own.
+
+    mkinitcpio takes the options of all for a variant without options: they are kept.
+    """
+    return (
+        'fallback_options="${fallback_options:-${ALL_options-}}"\n'
+        f'fallback_options="${{fallback_options:+$fallback_options }}--cmdline {SAFE_LINE}"\n'
+    )
 
 
 def _are_signed(facts: HostFacts) -> bool:
@@ -158,26 +169,13 @@ def _are_signed(facts: HostFacts) -> bool:
 
 def _images(facts: HostFacts) -> list[_Image]:
     found = []
-    for name in facts.host.names(_PRESETS):
-        if not name.endswith(".preset"):
-            continue
-        path = f"{_PRESETS}/{name}"
-        values: dict[str, str] = {}
-        for one in _ASSIGNMENT.finditer(facts.text(path)):
-            # An array keeps its brackets, so that it is seen to be one.
-            values[one[1]] = (
-                f"({one[2]})" if one[2] is not None else next(v for v in one.groups()[2:] if v is not None)
-            )
-        for word in values.get("PRESETS", "").strip("()").split():
-            variant = word.strip("'\"")
-            uki = values.get(f"{variant}_uki") or values.get(f"{variant}_efi_image", "")
-            if uki.startswith("/"):
-                options = " ".join(
-                    values.get(f"{variant}_{kind}", values.get(f"ALL_{kind}", ""))
-                    for kind in ("options", "cmdline")
-                )
-                own = "--cmdline" if values.get(f"{variant}_cmdline") or values.get("ALL_cmdline") else ""
-                found.append(_Image(uki, path, variant, f"{options} {own}".strip()))
+    for preset in read_presets(facts):
+        for variant in preset.variants:
+            if not (path := preset.uki(variant)).startswith("/"):
+                continue
+            options = preset.value(variant, "options")
+            own = "--cmdline" if preset.value(variant, "cmdline") else ""
+            found.append(_Image(path, preset.path, variant, f"{options} {own}".strip()))
     return found
 
 
@@ -228,7 +226,7 @@ def _base(facts: HostFacts, request: BootRequest) -> tuple[str, ...]:
             f"{where} has no root=, so an image that is built anew would not boot",
             f"write the whole command line with root= into {CMDLINE} first",
         )
-    return sd_boot.without_ours(found, request)
+    return without_ours(found, request)
 
 
 def _words(facts: HostFacts, path: str) -> tuple[str, ...]:
@@ -246,7 +244,7 @@ def _arguments(facts: HostFacts, request: BootRequest) -> Edit:
     if _drop_ins(facts):
         return Edit(DROP_IN, OwnFile(" ".join(request.arguments) + "\n"), reason)
     main = _main(facts)
-    line = sd_boot.without_ours(_words(facts, main) if main else _running(facts), request)
+    line = without_ours(_words(facts, main) if main else _running(facts), request)
     return Edit(CMDLINE, LineTokens(request.arguments, " ".join(line)), reason)
 
 
