@@ -7,14 +7,21 @@ the same. Never ``new_id``: it binds every device of that id.
 Imported by the hook: the imports here are on its allow-list.
 """
 
+from __future__ import annotations
+
 import time
 
+from virtpass.binding import effects
 from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VFIO = "vfio-pci"
 
@@ -46,7 +53,7 @@ class Step(tuple[PciAddress, str, str]):
 
     __slots__ = ()
 
-    def __new__(cls, address: PciAddress, action: str, value: str) -> "Step":
+    def __new__(cls, address: PciAddress, action: str, value: str) -> Step:
         """Hold the three together."""
         return super().__new__(cls, (address, action, value))
 
@@ -67,7 +74,7 @@ class Seen(tuple[PciAddress, str | None, str | None, bool]):
 
     __slots__ = ()
 
-    def __new__(cls, address: PciAddress, driver: str | None, override: str | None, on_vfio: bool) -> "Seen":
+    def __new__(cls, address: PciAddress, driver: str | None, override: str | None, on_vfio: bool) -> Seen:
         """Hold the four together."""
         return super().__new__(cls, (address, driver, override, on_vfio))
 
@@ -164,8 +171,14 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
     return overrides + unbinds + probes + restored
 
 
-def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
+def lend(host: Host, journal: Journal, homes: list[Home], prepare: Callable[[], None] = lambda: None) -> None:
     """Bind devices to vfio-pci; when that fails, everything is given back first.
+
+    Args:
+        host: the host.
+        journal: where it is recorded before.
+        homes: where the devices are.
+        prepare: what else has to be done before, when it can be undone: everything is on record by then.
 
     Raises:
         FailedError: a device could not be moved; the message says whether all is back.
@@ -176,6 +189,7 @@ def lend(host: Host, journal: Journal, homes: list[Home]) -> None:
     journal.begin(homes)
     current = homes[0].address if homes else None
     try:
+        prepare()
         for step in steps_to_lend(homes):
             current = step[0]
             apply(host, step)
@@ -222,6 +236,8 @@ def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
     else:
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
+    # What depends on the devices, such as a desktop, waits until these are back.
+    problems += effects.undo(host, journal, only=effects.INDEPENDENT if problems else None)
     if not problems:
         try:
             journal.remove()

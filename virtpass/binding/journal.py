@@ -8,6 +8,7 @@ a crash before the first write to a device. The records:
     virtpass 1                       format
     domain UUID NAME
     home ADDRESS DRIVER OVERRIDE     where a device was; "-" for none
+    did KIND FIELD...                what else is about to be changed (`virtpass.binding.effects`)
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -56,6 +57,7 @@ class Journal:
         uuid: the domain's UUID.
         name: the domain's name when the journal was begun.
         homes: where its devices were, in the order in which they were recorded.
+        effects: what else was changed, in this order: a kind, and the fields that it takes to undo it.
     """
 
     def __init__(self, host: Host, uuid: str, name: str) -> None:
@@ -63,6 +65,7 @@ class Journal:
         self.uuid = uuid
         self.name = name
         self.homes: list[Home] = []
+        self.effects: list[tuple[str, ...]] = []
 
     def begin(self, homes: list[Home]) -> None:
         """Record where the devices are.
@@ -86,6 +89,19 @@ class Journal:
             self._forget()
             raise
         self.homes = list(homes)
+
+    def add(self, *effects: tuple[str, ...]) -> None:
+        """Record what is about to be changed; it may be undone whether it then happens or not.
+
+        Args:
+            effects: kind and fields of each; they are on disk together, or none is.
+
+        Raises:
+            FailedError: they could not be recorded, and must not happen.
+        """
+        text = "".join("\t".join(map(_quoted, ("did", *effect))) + "\n" for effect in effects)
+        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        self.effects += effects
 
     def _forget(self) -> None:
         try:
@@ -147,6 +163,8 @@ def _take(journal: Journal, fields: list[str], position: int) -> None:
         if not all(name is None or is_driver_name(name) for name in (driver, override)):
             raise ValueError(fields)
         journal.homes.append(Home(PciAddress.parse(fields[1]), driver, override))
+    elif kind == "did" and len(fields) >= 2:
+        journal.effects.append(tuple(fields[1:]))
     else:
         raise ValueError(fields)
 

@@ -10,6 +10,8 @@ import virtpass
 MODULES = (
     "__init__.py",
     "binding/__init__.py",
+    "binding/attributes.py",
+    "binding/effects.py",
     "binding/engine.py",
     "binding/holders.py",
     "binding/journal.py",

@@ -1,0 +1,71 @@
+"""Attributes of the kernel that a hand-over changes, and puts back as they were.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.binding.journal import Journal
+from virtpass.system.errors import FailedError
+from virtpass.system.host import Host
+
+DEADLINE = 10.0
+
+ATTRIBUTE = "attribute"
+
+# What may be put back: the directory above any names, and how the rest of the path ends.
+_KNOWN = (
+    ("/sys/bus/pci/devices/", "/power/control"),
+    ("/sys/bus/pci/devices/", "/d3cold_allowed"),
+    ("/sys/class/vtconsole/", "/bind"),
+    ("/sys/devices/system/cpu/", "/cpufreq/scaling_governor"),
+    ("/proc/irq/", "/smp_affinity_list"),
+)
+
+
+def change(host: Host, journal: Journal, wanted: list[tuple[str, str]]) -> None:
+    """Change attributes; those that say what is wanted already, or are not there, stay.
+
+    Args:
+        host: the host.
+        journal: where they are recorded first, as they were.
+        wanted: path and value of each.
+
+    Raises:
+        FailedError: they could not be recorded, or the kernel refused one.
+    """
+    changes = [
+        (path, before, value) for path, value in wanted if (before := host.read(path)) not in (None, value)
+    ]
+    if not changes:
+        return
+    journal.add(*((ATTRIBUTE, path, before or "", value) for path, before, value in changes))
+    for path, _, value in changes:
+        try:
+            host.write_attribute(path, value, DEADLINE)
+        except OSError as error:
+            raise FailedError("attribute", f"{path} cannot be set to {value}: {error.strerror}") from error
+
+
+def put_back(host: Host, fields: tuple[str, ...]) -> None:
+    """Put an attribute back, unless somebody else has changed it since, or it has gone.
+
+    Raises:
+        OSError: the kernel refused.
+        ValueError: the record is none.
+    """
+    path, before, value = fields
+    if not is_known(path):
+        raise ValueError("not an attribute that virtpass changes")
+    if host.read(path) == value:
+        host.write_attribute(path, before, DEADLINE)
+
+
+def is_known(path: str) -> bool:
+    """Tell whether a path is that of an attribute which virtpass may change."""
+    for head, tail in _KNOWN:
+        name = path[len(head) : -len(tail)]
+        if path == head + name + tail and "/" not in name and name not in ("", ".", ".."):
+            return True
+    return False
+
+
+UNDO = {ATTRIBUTE: put_back}
