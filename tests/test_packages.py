@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from virtpass.system import packages
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 from virtpass.system.packages import held_off
@@ -19,7 +20,6 @@ from virtpass.system.packages import held_off
 DPKG = "var/lib/dpkg/lock-frontend"
 RPM = "usr/lib/sysimage/rpm/.rpm.lock"
 APK = "lib/apk/db/lock"
-PACMAN = "var/lib/pacman/db.lck"
 # What a package manager does, in another process.
 HOLD = """
 import fcntl, sys
@@ -72,14 +72,61 @@ def test_no_package_manager_begins_meanwhile(tmp_path: Path, path: str, call: st
         assert child.poll() is None
 
 
-def test_pacman_is_seen_by_its_file(tmp_path: Path) -> None:
-    lock = made(tmp_path, PACMAN)
-    host = Host(os.fspath(tmp_path))
-    with pytest.raises(RefusedError, match="pacman is at work"), held_off(host, 0.2):
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The running host, with the locks of this machine's package manager out of the way."""
+    for name in ("_RECORD_LOCKS", "_FILE_LOCKS"):
+        monkeypatch.setattr(packages, name, ())
+    for name in ("_PACMAN", "_ZYPP", "_ZYPPER"):
+        monkeypatch.setattr(packages, name, os.fspath(tmp_path / name))
+    return Host()
+
+
+def test_pacman_is_seen_by_its_file(here: Host, tmp_path: Path) -> None:
+    lock = tmp_path / "_PACMAN"
+    lock.touch()
+    with pytest.raises(RefusedError, match="pacman is at work") as caught, held_off(here, 0.2):
         pytest.fail("it was not waited for")
-    lock.unlink()
-    with held_off(host, 0.2):
+    assert f"remove {lock}" in caught.value.remedy
+    # One that a power cut has left says nothing.
+    os.utime(lock, (1, 1))
+    with held_off(here, 0.2):
         pass
+
+
+def test_zypper_is_seen_and_sees_us(here: Host, tmp_path: Path) -> None:
+    (tmp_path / "_ZYPPER").touch()
+    lock = tmp_path / "_ZYPP"
+    lock.write_text(f"{os.getppid()}\n")
+    with pytest.raises(RefusedError, match="zypper is at work"), held_off(here, 0.2):
+        pytest.fail("it was not waited for")
+    assert lock.read_text() == f"{os.getppid()}\n"
+    for stale in ("", "0\n", "4194303\n"):
+        lock.write_text(stale)
+        with held_off(here, 0.2):
+            assert lock.read_text() == f"{os.getpid()}\n"
+        assert not lock.exists()
+
+
+def test_below_another_root_nobody_is_at_work(tmp_path: Path) -> None:
+    made(tmp_path, "var/lib/pacman/db.lck")
+    with held_off(Host(os.fspath(tmp_path)), 0.0):
+        pass
+
+
+def test_a_lock_that_was_never_taken_is_held_too(tmp_path: Path) -> None:
+    (tmp_path / DPKG).parent.mkdir(parents=True)
+    with held_off(Host(os.fspath(tmp_path)), 0.0), package_manager(tmp_path / DPKG, "lockf") as child:
+        assert child.wait(10) != 0
+
+
+@pytest.mark.parametrize("path", [DPKG, RPM])
+def test_only_rpm_is_left_to_those_who_install_within_kernel_install(tmp_path: Path, path: str) -> None:
+    lock = made(tmp_path, path)
+    made(tmp_path, "usr/lib/kernel/install.d/95-akmodsposttrans.install")
+    with held_off(Host(os.fspath(tmp_path)), 0.0), package_manager(lock, "lockf") as child:
+        time.sleep(0.1)
+        assert (child.poll() is None) == (path == RPM)
 
 
 def test_it_is_waited_for(tmp_path: Path) -> None:
@@ -98,7 +145,7 @@ def test_a_host_without_one_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.access("/usr/bin/dpkg", os.X_OK), reason="needs dpkg")
-def test_the_real_dpkg_says_that_it_waits(tmp_path: Path) -> None:
+def test_the_real_dpkg_installs_nothing_meanwhile(tmp_path: Path) -> None:
     made(tmp_path, DPKG)
     for name in ("status", "available", "info/format", "updates/.keep", "triggers/.keep"):
         (tmp_path / "var/lib/dpkg" / name).parent.mkdir(exist_ok=True)

@@ -371,7 +371,7 @@ def test_a_trial_is_confirmed_only_from_the_trial(
     status, _, err = call(host, capfd, "host", "apply", "--pt", "--trial", "--yes")
     assert status == 0, err
     assert "the next boot tries it ('Trial of passthrough: " in err
-    assert "any other boot, after a power cut too, is as before\n" in err
+    assert "any other boot, after a power cut too, goes without\n" in err
     assert "grub-reboot" in [call[0] for call in programs.calls]
     status, _, err = call(host, capfd, "host", "confirm", "--yes")
     assert status == 4

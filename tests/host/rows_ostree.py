@@ -62,7 +62,9 @@ def rpm_ostree(host: Host, arguments: Sequence[str]) -> int:
     if arguments[0] != "kargs":
         return 1
     written = host.read(f"{ENTRIES}/ostree-2.conf") or ""
-    options = next(line for line in written.splitlines() if line.startswith("options "))
+    options = next((line for line in written.splitlines() if line.startswith("options ")), None)
+    if options is None:
+        return 1
     booted = [one for one in options.split()[1:] if tokens.key(one) != "ostree"]
     staged = host.read_bytes(STAGED)
     words = list((gvariant.strings(staged, "kargs") or ()) if staged else booted)

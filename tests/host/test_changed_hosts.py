@@ -132,10 +132,12 @@ def test_a_bootloader_that_is_gone_takes_nothing_with_it(tmp_path: Path) -> None
     tmp_path.mkdir()
     host = ready(row, tmp_path)
     host_preparation.apply(host, host_preparation.plan(host, wishes(row, host)), run=Programs(row.programs))
+    with pytest.raises(VirtpassError, match="the bootloader grub is there"):
+        host_preparation.plan_undo(host, without_bootloader=True)
     replace_bootloader(host)
     found = {one.reference: one.verdict for one in host_preparation.status(host).checks}
     assert found["bootloader"] is Verdict.WRONG
-    undo = host_preparation.plan_undo(host)
+    undo = host_preparation.plan_undo(host, without_bootloader=True)
     assert undo is not None
     (note,) = (one for one in undo.notes if one.reference == "bootloader-gone")
     assert "none of its programs is run" in note.text
@@ -143,29 +145,42 @@ def test_a_bootloader_that_is_gone_takes_nothing_with_it(tmp_path: Path) -> None
     host_preparation.apply(host, undo, run=programs)
     assert [call[0] for call in programs.calls] == ["update-initramfs"]
     assert tree(tmp_path) == before
+    assert host_preparation.plan_undo(host) is None
 
 
-def test_what_was_applied_follows_to_another_bootloader(tmp_path: Path) -> None:
-    row = ROWS["debian-13-grub"]
-    host = ready(row, tmp_path)
+@pytest.mark.parametrize("row", APPLIED, ids=lambda row: row.name)
+def test_a_boot_partition_that_is_not_mounted_is_no_reason_to_forget(row: Row, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    host = ready(row, root)
     run = Programs(row.programs)
+    before = tree(root)
     host_preparation.apply(host, host_preparation.plan(host, wishes(row, host)), run=run)
-    replace_bootloader(host)
-    menu = "/boot/refind_linux.conf"
-    line = '"Boot with standard options"  "root=UUID=0a1b2c3d-1111-2222-3333-444455556666 ro quiet"\n'
-    put(host, menu, line)
-    put(host, "/boot/efi/EFI/refind/refind.conf", "timeout 20\n")
-    plan = host_preparation.plan(host, wishes(row, host))
-    assert plan.loader is not None
-    assert plan.loader.name == "refind"
-    assert "bootloader-gone" in {one.reference for one in plan.notes}
-    host_preparation.apply(host, plan, run=run)
-    assert "iommu=pt" in (host.read(menu) or "")
-    assert not host.exists("/etc/default/grub.d/zz-virtpass.cfg")
+    applied = tree(root)
+    points = [path for path in ("boot", "efi", "boot/efi") if (root / path).is_dir()]
+    for point in points:
+        os.rename(root / point, tmp_path / "unmounted")
+        (root / point).mkdir()
+        try:
+            undo = host_preparation.plan_undo(host)
+            assert undo is not None
+            host_preparation.apply(host, undo, run=run)
+        except VirtpassError:
+            # Refused, or undone at once: either way it is all there once the partition is.
+            shutil.rmtree(root / point)
+            os.rename(tmp_path / "unmounted", root / point)
+            host_preparation.recover(host, run=run)
+            assert tree(root) == applied
+        else:
+            # Nothing of it was on that partition.
+            shutil.rmtree(root / point)
+            os.rename(tmp_path / "unmounted", root / point)
+            assert tree(root) == before
+            return
     undo = host_preparation.plan_undo(host)
     assert undo is not None
     host_preparation.apply(host, undo, run=run)
-    assert host.read_bytes(menu) == line.encode()
+    assert tree(root) == before
 
 
 def test_a_bootloader_of_which_there_is_nothing_is_refused(tmp_path: Path) -> None:

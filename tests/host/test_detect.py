@@ -39,7 +39,7 @@ class Fake:
 
 
 def facts(loader: str = "") -> HostFacts:
-    return HostFacts(Host("/nonexistent"), "x", ("x",), "Some Linux 1", "1", True, (), "", loader, "")
+    return HostFacts(Host("/nonexistent"), "x", ("x",), "Some Linux 1", True, (), "", loader, "")
 
 
 GRUB = Fake("grub", Evidence("/boot/grub/grub.cfg exists", "grub"))

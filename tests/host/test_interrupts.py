@@ -28,6 +28,8 @@ class Running:
 
     def __init__(self, host: SimulatedHost) -> None:
         self.read = host.read
+        self.read_bytes = host.read_bytes
+        self.names = host.names
 
 
 @pytest.fixture
@@ -48,19 +50,39 @@ def record(host: SimulatedHost, *switched: Attribute) -> HostRecord:
 
 def test_vfio_accepts_them_at_once(host: SimulatedHost) -> None:
     # The module that is not loaded gets it from modprobe.
-    assert switch(running(host), True, NOTHING) == ((Attribute(TYPE1, "Y"),), (Attribute(TYPE1, "N"),))
+    writes, before = switch(running(host), True, NOTHING)
+    assert writes == (Attribute(TYPE1, "Y"),)
+    assert before == (Attribute(TYPE1, "N"), Attribute(IOMMUFD, ""))
 
 
 def test_what_is_so_already_is_not_ours_to_take_back(host: SimulatedHost) -> None:
     host.put(TYPE1, "Y\n")
-    assert switch(running(host), True, NOTHING) == ((), ())
-    assert switch(running(host), False, record(host)) == ((), ())
+    writes, before = switch(running(host), True, NOTHING)
+    assert (writes, before[0]) == ((), Attribute(TYPE1, "Y"))
+    assert switch(running(host), False, record(host, *before)) == ((), ())
+
+
+def test_a_module_that_came_with_our_file_is_ours_to_take_back(host: SimulatedHost) -> None:
+    os.unlink(host.path(TYPE1))
+    writes, before = switch(running(host), True, NOTHING)
+    assert writes == ()
+    host.put(TYPE1, "Y\n")
+    assert switch(running(host), False, record(host, *before)) == ((Attribute(TYPE1, "N"),), ())
+
+
+def test_what_another_file_for_modprobe_says_stays(host: SimulatedHost) -> None:
+    host.put(TYPE1, "Y\n")
+    host.put("/etc/modprobe.d/virtpass.conf", "options vfio_iommu_type1 allow_unsafe_interrupts=1\n")
+    assert switch(running(host), False, record(host))[0] == (Attribute(TYPE1, "N"),)
+    host.put("/etc/modprobe.d/mine.conf", "options vfio-iommu-type1 allow_unsafe_interrupts=Y\n")
+    assert switch(running(host), False, record(host))[0] == ()
 
 
 def test_a_second_apply_remembers_how_it_was_before_the_first(host: SimulatedHost) -> None:
     host.put(TYPE1, "Y\n")
     present = record(host, Attribute(TYPE1, "N"))
-    assert switch(running(host), True, present) == ((), (Attribute(TYPE1, "N"),))
+    assert switch(running(host), True, present)[0] == ()
+    assert Attribute(TYPE1, "N") in switch(running(host), True, present)[1]
     host.put(IOMMUFD, "N\n")
     writes, switched = switch(running(host), True, present)
     assert writes == (Attribute(IOMMUFD, "Y"),)

@@ -177,18 +177,28 @@ def confirm(context: click.Context, root: str | None, as_json: bool, dry_run: bo
 
 @host.command()
 @options.dry_run
+@click.option(
+    "--without-bootloader", is_flag=True, help="The bootloader was replaced: take back files alone."
+)
 @yes_option
 @options.as_json
 @root_option
 @click.pass_context
-def revert(context: click.Context, root: str | None, as_json: bool, dry_run: bool, yes: bool) -> None:
+def revert(
+    context: click.Context,
+    root: str | None,
+    as_json: bool,
+    dry_run: bool,
+    yes: bool,
+    without_bootloader: bool,
+) -> None:
     """Take back what virtpass has changed on the host.
 
     What others have written into the same files since stays.
     """
     where = _below(context, root)
     _heal(where, dry_run=dry_run)
-    wanted = host_preparation.plan_undo(where)
+    wanted = host_preparation.plan_undo(where, without_bootloader=without_bootloader)
     if wanted is None:
         if as_json:
             say_json(None)
@@ -358,7 +368,7 @@ def _tell_next(wanted: HostPlan) -> None:
     record = wanted.record
     if record is not None and record.tried:
         note(f"the next boot tries it ('{record.tried}'); then: virtpass host confirm")
-        note("any other boot, after a power cut too, is as before")
+        note("any other boot, after a power cut too, goes without")
     elif wanted.needs_reboot:
         note("it takes effect at the next boot")
     if record is not None and record.fallback:

@@ -9,11 +9,9 @@ from virtpass.host.forms import Form, LineTokens, form_from_json, form_to_json
 from virtpass.host.mounts import mount_of
 from virtpass.system.errors import RefusedError
 from virtpass.system.files import FileState, directories_above, read_state
-from virtpass.system.host import Host
+from virtpass.system.host import WITHOUT_PERMISSIONS, Host
 from virtpass.transaction.journal import absolute, sha256, state_from_json, state_to_json
 from virtpass.transaction.plan import FileChange
-
-_WITHOUT_PERMISSIONS = ("vfat", "msdos", "exfat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ def _after(
 def _keeps_permissions(host: Host, path: str) -> bool:
     """Tell whether files have permissions of their own there: on a boot partition (FAT) they do not."""
     mount = mount_of(host, path)
-    return mount is None or mount.kind not in _WITHOUT_PERMISSIONS
+    return mount is None or mount.kind not in WITHOUT_PERMISSIONS
 
 
 def written_to_json(written: Written) -> dict[str, Any]:

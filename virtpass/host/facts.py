@@ -20,7 +20,6 @@ class HostFacts:
         distribution: ``ID`` of os-release, such as "debian"; empty when there is none.
         family: ``ID`` and ``ID_LIKE``.
         distribution_name: ``PRETTY_NAME``, for people.
-        distribution_version: ``VERSION_ID``.
         is_uefi: whether the running system was started by UEFI firmware.
         running: the tokens of the running kernel's command line; empty for another root.
         running_kernel: version of the running kernel; empty for another root.
@@ -33,7 +32,6 @@ class HostFacts:
     distribution: str
     family: tuple[str, ...]
     distribution_name: str
-    distribution_version: str
     is_uefi: bool
     running: tuple[str, ...]
     running_kernel: str
@@ -44,6 +42,11 @@ class HostFacts:
     def kernels(self) -> tuple[Kernel, ...]:
         """The installed kernels, by version."""
         return installed_kernels(self.host, self.running_kernel)
+
+    @property
+    def boot_id(self) -> str:
+        """What tells this boot of the kernel from all others; empty below another root."""
+        return self.text("/proc/sys/kernel/random/boot_id")
 
     @cached_property
     def root_words(self) -> tuple[str, ...]:
@@ -89,7 +92,6 @@ def read_facts(host: Host) -> HostFacts:
         distribution=release.get("ID", ""),
         family=(release.get("ID", ""), *release.get("ID_LIKE", "").split()),
         distribution_name=release.get("PRETTY_NAME", release.get("ID", "an unknown distribution")),
-        distribution_version=release.get("VERSION_ID", ""),
         is_uefi=host.exists("/sys/firmware/efi"),
         running=tokens.split((host.read("/proc/cmdline") or "") if is_running else ""),
         running_kernel=(host.read("/proc/sys/kernel/osrelease") or "") if is_running else "",

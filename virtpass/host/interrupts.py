@@ -1,11 +1,13 @@
 """Interrupts that are not remapped: whether VFIO accepts them, in the kernel that runs now."""
 
-from virtpass.host import tokens
+from virtpass.host import early, tokens
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import UNSAFE_INTERRUPTS
 from virtpass.host.record import Attribute, HostRecord
 
 _ACCEPTS, _REFUSES = "Y", "N"
+# Where modprobe looks for options.
+_FOLDERS = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d")
 
 
 def switch(
@@ -19,36 +21,38 @@ def switch(
         present: what is on record.
 
     Returns:
-        the attributes to write; and those of this boot that virtpass has changed then, as they were before.
+        the attributes to write; and all of them as they were in this boot before virtpass came, empty where
+        the module was not loaded: it is loaded with what our file for modprobe says.
     """
     if facts.host.root:
         return (), ()
     values = {path: facts.host.read(path) for path in UNSAFE_INTERRUPTS}
-    is_this_boot = facts.host.read("/proc/sys/kernel/random/boot_id") == present.boot_id
-    earlier = present.switched if is_this_boot else ()
+    is_this_boot = facts.boot_id == present.boot_id
+    earlier = {one.path: one.value for one in present.switched} if is_this_boot else {}
     if accepts:
-        changed = [Attribute(path, value) for path, value in values.items() if value == _REFUSES]
-        known = {one.path for one in earlier}
+        before = {path: earlier.get(path, value or "") for path, value in values.items()}
         return (
-            tuple(Attribute(one.path, _ACCEPTS) for one in changed),
-            (*earlier, *(one for one in changed if one.path not in known)),
+            tuple(Attribute(path, _ACCEPTS) for path, value in values.items() if value == _REFUSES),
+            tuple(Attribute(path, value) for path, value in before.items()),
         )
     if not present.unsafe_interrupts:
         return (), ()
-    if is_this_boot:
-        back = [one for one in earlier if values.get(one.path) != one.value]
-    else:
-        # The parameter was set by our file when the module was loaded; the command line is the user's.
-        back = [
-            Attribute(path, _REFUSES)
-            for path, value in values.items()
-            if value == _ACCEPTS and not _asked_for(facts, path)
-        ]
-    return tuple(one for one in back if values.get(one.path) is not None), ()
+    theirs = {path for path in values if earlier.get(path) == _ACCEPTS or _asked_for(facts, path)}
+    back = [path for path, value in values.items() if value == _ACCEPTS and path not in theirs]
+    return tuple(Attribute(path, _REFUSES) for path in back), ()
 
 
 def _asked_for(facts: HostFacts, path: str) -> bool:
+    """Tell whether somebody else wants them accepted, on the command line or in a file for modprobe."""
     module = path.split("/")[3]
-    name = f"{module}.allow_unsafe_interrupts"
-    said = [word for word in facts.running if tokens.key(word) == name]
+    name = "allow_unsafe_interrupts"
+    said = [word for word in facts.running if tokens.key(word) == f"{module}.{name}"]
+    for folder in _FOLDERS:
+        for file in facts.host.names(folder):
+            if not file.endswith(".conf") or f"{folder}/{file}" == early.MODPROBE:
+                continue
+            for line in facts.text(f"{folder}/{file}").splitlines():
+                words = line.split()
+                if words[:1] == ["options"] and len(words) > 2 and tokens.key(words[1]) == module:
+                    said += [word for word in words[2:] if tokens.key(word) == name]
     return bool(said) and tokens.truth(said[-1]) is True

@@ -117,23 +117,60 @@ def plan_host(facts: HostFacts, wishes: Wishes, present: HostRecord | None) -> H
     return _assemble(facts, iommu, wishes, decision, present)
 
 
-def plan_revert(facts: HostFacts, present: HostRecord) -> HostPlan:
+def plan_revert(facts: HostFacts, present: HostRecord, *, without_bootloader: bool = False) -> HostPlan:
     """Plan how everything that is on record goes again.
+
+    Args:
+        facts: the host.
+        present: what is on record.
+        without_bootloader: the user says that the bootloader was replaced for good; then none of its programs
+            is run, and nothing is proven of its menu.
 
     Raises:
         RefusedError: it cannot be done safely; the message says why.
     """
     nothing = Decision((), EarlyPlan(), {}, ())
-    wishes = Wishes(bootloader="" if _is_gone(facts, present) else present.loader)
-    return _assemble(facts, read_iommu(facts), wishes, nothing, present)
+    if not without_bootloader:
+        return _assemble(facts, read_iommu(facts), Wishes(bootloader=present.loader), nothing, present)
+    if present.loader and not _is_missing(facts, present):
+        raise RefusedError(
+            "bootloader-there", f"the bootloader {present.loader} is there", "run virtpass host revert alone"
+        )
+    without = replace(present, loader="", boot=replace(present.boot, commands=()), choice=None)
+    text = f"{present.loader} is gone: what was written for it goes, and none of its programs is run"
+    return _assemble(
+        facts,
+        read_iommu(facts),
+        Wishes(),
+        nothing,
+        present,
+        earlier=without,
+        notes=(Note("bootloader-gone", text, Severity.WARNING),),
+    )
 
 
 def _assemble(
-    facts: HostFacts, iommu: Iommu, wishes: Wishes, decision: Decision, present: HostRecord | None
+    facts: HostFacts,
+    iommu: Iommu,
+    wishes: Wishes,
+    decision: Decision,
+    present: HostRecord | None,
+    *,
+    earlier: HostRecord | None = None,
+    notes: Sequence[Note] = (),
 ) -> HostPlan:
-    notes: list[Note] = []
+    """Put a plan together; ``earlier`` is what there is to take back, if that is not all on record."""
+    notes = list(notes)
+    without_loader = earlier is not None
+    earlier = earlier or present or NOTHING
+    if not without_loader and _is_missing(facts, earlier):
+        raise RefusedError(
+            "bootloader-missing",
+            f"nothing of the bootloader {earlier.loader} is found, for which the boot menu was changed",
+            "mount the partition on which it lies; if it was replaced for good: "
+            "virtpass host revert --without-bootloader",
+        )
     made, reason = _generator(facts)
-    earlier = present or NOTHING
     if wishes.trial and present is not None and not present.tried:
         raise RefusedError(
             "applied",
@@ -141,12 +178,11 @@ def _assemble(
             "run virtpass host revert first, or apply without --trial",
         )
     rebuilds = decision.early.needs_initramfs or bool(earlier.image_files)
-    is_gone = _is_gone(facts, earlier)
-    if is_gone:
-        text = f"{earlier.loader} is gone: what was written for it goes, and none of its programs is run"
-        notes.append(Note("bootloader-gone", text, Severity.WARNING))
-        earlier = replace(earlier, loader="", boot=replace(earlier.boot, commands=()), choice=None)
-    loader, before = _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
+    loader, before = (
+        (None, ())
+        if without_loader
+        else _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
+    )
     arguments = _not_there(decision.arguments, before, earlier, notes)
     if loader is not None and not arguments and _needs_entries(decision, wishes):
         arguments = (ON,)
@@ -160,15 +196,16 @@ def _assemble(
         if made is None:
             raise reason
         images = made.plan(facts, decision.early)
-    elif is_gone and made is not None and earlier.image_files:
-        # What built them is gone too.
-        images = InitramfsPlan(commands=made.plan(facts, _ANYTHING).commands)
     boot = loader.plan(facts, request) if loader is not None else BootPlan()
     image_commands = () if boot.builds_initramfs else images.commands
     image_edits = [*early.edits(decision.early), *images.edits]
     earlier = _brought_up_to_date(facts, earlier, loader, made)
     for_images = _compose(facts, image_edits, image_commands, earlier.images)
     images_change = bool(for_images.plan.changes) and rebuilds
+    rebuilding = Plan()
+    if without_loader and images_change and made is not None and not earlier.images.commands:
+        # What built them before is gone with the bootloader.
+        rebuilding = Plan(commands=made.plan(facts, _ANYTHING).commands)
     heir: object = loader
     inherited = heir.inherited if isinstance(heir, Inheriting) else None
     for_boot = _compose(
@@ -180,13 +217,15 @@ def _assemble(
     if boot.tried and boot.choice is None:
         text = f"the next boot cannot be chosen from here: choose '{boot.tried}' at the boot menu"
         notes.append(Note("no-one-shot", text, Severity.WARNING))
-    if boot.fallback and decision.early.needs_initramfs and not boot.keeps_initramfs:
+    if decision.early.needs_initramfs and (boot.tried or boot.fallback) and not boot.keeps_initramfs:
+        start = "the other entries start" if boot.tried else "the fallback entry starts"
         text = (
-            "the fallback entry starts with the initramfs that is built anew, as the others do: "
-            "virtpass=off keeps it from binding, but one that is broken is broken there too"
+            f"{start} with the initramfs that is built anew too: nothing of virtpass acts there, "
+            "but one that is broken is broken there as well"
         )
         notes.append(Note("shared-initramfs", text))
-    taken_back, chosen = _choices(facts, loader, earlier.choice, boot.choice)
+    choice = _inheriting(facts, loader, earlier, boot.choice)
+    taken_back, chosen = _choices(facts, loader, earlier, choice)
     switches, switched = switch(facts, decision.early.unsafe_interrupts, earlier)
     files = tuple(path.lstrip("/") for path in decision.early.paths) if decision.early.needs_initramfs else ()
     record = HostRecord(
@@ -202,8 +241,8 @@ def _assemble(
         unsafe_interrupts=decision.early.unsafe_interrupts,
         fallback=boot.fallback,
         tried=boot.tried,
-        boot_id=facts.host.read("/proc/sys/kernel/random/boot_id") or "",
-        choice=boot.choice,
+        boot_id=facts.boot_id,
+        choice=choice,
         switched=switched,
     )
     is_nothing = record.images.is_empty and record.boot.is_empty
@@ -214,7 +253,7 @@ def _assemble(
         generator=made,
         decision=decision,
         request=request,
-        plan=taken_back.then(for_images.plan).then(for_boot.plan).then(chosen),
+        plan=taken_back.then(for_images.plan).then(rebuilding).then(for_boot.plan).then(chosen),
         record=None if is_nothing else record,
         restore=earlier.kept if is_nothing else (),
         notes=(*decision.notes, *notes, *images.notes, *boot.notes),
@@ -226,25 +265,38 @@ def _assemble(
     )
 
 
-def _is_gone(facts: HostFacts, present: HostRecord) -> bool:
-    """Tell whether nothing speaks for the bootloader on record any more."""
-    recorded = next((loader for loader in LOADERS if loader.name == present.loader), None)
+def _recorded(present: HostRecord) -> Loader | None:
+    return next((loader for loader in LOADERS if loader.name == present.loader), None)
+
+
+def _is_missing(facts: HostFacts, present: HostRecord) -> bool:
+    """Tell whether nothing speaks for the bootloader on record: it is gone, or its partition not mounted."""
+    recorded = _recorded(present)
     return recorded is not None and recorded.evidence(facts) is None
 
 
+def _inheriting(
+    facts: HostFacts, loader: Loader | None, present: HostRecord, wanted: Choice | None
+) -> Choice | None:
+    """Return a choice that goes back to what was chosen before virtpass came, not to our own earlier one."""
+    ours = present.choice
+    if loader is None or wanted is None or ours is None or loader.chosen(facts) != ours.identifier:
+        return wanted
+    return Choice(wanted.identifier, replace(wanted.command, revert=ours.command.revert))
+
+
 def _choices(
-    facts: HostFacts, loader: Loader | None, present: Choice | None, wanted: Choice | None
+    facts: HostFacts, loader: Loader | None, present: HostRecord, wanted: Choice | None
 ) -> tuple[Plan, Plan]:
     """Return what takes the choice of the next boot back, and what makes the one that is wanted."""
-    if loader is None or (present is None and wanted is None):
-        return Plan(), Plan()
-    chosen = loader.chosen(facts)
+    ours, recorded = present.choice, _recorded(present)
     back: tuple[Command, ...] = ()
     made: tuple[Command, ...] = ()
-    if wanted is not None and chosen != wanted.identifier:
+    is_over = ours is not None and (wanted is None or recorded is not loader)
+    if is_over and ours and recorded and recorded.chosen(facts) in (None, ours.identifier):
+        back = (ours.command.undoing,)
+    if wanted is not None and loader is not None and loader.chosen(facts) != wanted.identifier:
         made = (wanted.command,)
-    if wanted is None and present is not None and chosen in (None, present.identifier):
-        back = (present.command.undoing,)
     return Plan(commands=back), Plan(commands=made)
 
 

@@ -73,7 +73,9 @@ def _prove_extra(plan: HostPlan, entries: Sequence[BootEntry]) -> list[str]:
             problems.append(f"the boot entry '{tried.title}' lacks {' '.join(lacking)}")
         elif record.choice is not None and record.choice.identifier != tried.identifier:
             problems.append(f"the boot entry '{tried.title}' is not the one that the next boot takes")
+    # What virtpass wrote before is not the user's own.
     shared = {token for entry in plan.before if entry.role is Role.NORMAL for token in entry.tokens}
+    shared -= {*(plan.present.arguments if plan.present is not None else ())}
     for entry in entries:
         if entry.role is not Role.FALLBACK:
             continue

@@ -99,12 +99,23 @@ def _entries(facts: HostFacts, record: HostRecord, loader: Loader | None) -> lis
         (record.tried, Role.TRIAL, "trial-entry"),
     ):
         if title:
-            is_there = any(entry.role is role for entry in entries)
-            verdict = Verdict.RIGHT if is_there else Verdict.WRONG
-            found.append(
-                Check(reference, verdict, f"the boot entry '{title}' {'exists' if is_there else 'is gone'}")
-            )
+            found.append(_extra(record, reference, title, [one for one in entries if one.role is role]))
     return found
+
+
+def _extra(record: HostRecord, reference: str, title: str, entries: Sequence[BootEntry]) -> Check:
+    """Look at the entry of a trial, or at the fallback."""
+    if not entries:
+        return Check(reference, Verdict.WRONG, f"the boot entry '{title}' is gone")
+    chosen = record.choice.identifier if record.choice is not None else ""
+    entry = next((one for one in entries if one.identifier == chosen), entries[0])
+    if reference == "trial-entry" and (lacking := tokens.missing(record.arguments, entry.tokens)):
+        return Check(reference, Verdict.WRONG, f"'{title}' lacks {' '.join(lacking)}")
+    if reference == "fallback-entry" and (
+        has := [token for token in record.arguments if not tokens.missing((token,), entry.tokens)]
+    ):
+        return Check(reference, Verdict.WRONG, f"'{title}' has {' '.join(has)}, and is to be without")
+    return Check(reference, Verdict.RIGHT, f"the boot entry '{title}' exists")
 
 
 def _name(entry: BootEntry, menu: Sequence[BootEntry]) -> str:
@@ -144,7 +155,7 @@ def _images(facts: HostFacts, record: HostRecord, generator: Generator | None) -
 
 def is_rebooted(facts: HostFacts, record: HostRecord) -> bool:
     """Tell whether the host was rebooted since the record was written."""
-    return facts.host.read("/proc/sys/kernel/random/boot_id") not in (None, record.boot_id)
+    return facts.boot_id not in ("", record.boot_id)
 
 
 def _is_off(facts: HostFacts) -> bool:

@@ -98,6 +98,9 @@ def apply(
         RefusedError: the host is not as it was when the plan was made, or an earlier change is unfinished.
         FailedError: it did not work; the message says how things stand.
     """
+    if expected.is_empty:
+        # Also while packages are being installed.
+        return expected
     with locked(host, ROOM), held_off(host, _PACKAGES_DEADLINE):
         transaction = _transaction(host, say, run)
         _refuse_unfinished(host)
@@ -114,8 +117,6 @@ def apply(
 
 def _execute(host: Host, transaction: Transaction, wanted: HostPlan) -> None:
     present = wanted.present
-    if wanted.is_empty:
-        return
     before = present.kept if present is not None else ()
 
     def record(kept: list[Kept]) -> dict[str, object] | None:
@@ -177,15 +178,21 @@ def plan_confirm(host: Host) -> HostPlan:
     return plan_host(facts, replace(found.wishes, trial=False), found)
 
 
-def plan_undo(host: Host) -> HostPlan | None:
+def plan_undo(host: Host, *, without_bootloader: bool = False) -> HostPlan | None:
     """Return what `revert` would do, None when nothing is applied; changes nothing.
+
+    Args:
+        host: the host.
+        without_bootloader: the bootloader on record was replaced for good.
 
     Raises:
         RefusedError: it cannot be done safely.
     """
     _refuse_unfinished(host)
     found = _record(host)
-    return None if found is None else plan_revert(read_facts(host), found)
+    if found is None:
+        return None
+    return plan_revert(read_facts(host), found, without_bootloader=without_bootloader)
 
 
 def is_unfinished(host: Host) -> bool:

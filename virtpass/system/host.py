@@ -27,7 +27,7 @@ _MAX_LINKS = 40
 # Of this process, whatever the root is.
 _MOUNTS = "/proc/self/mountinfo"
 # File systems on which owner and permissions come from mount options.
-_WITHOUT_PERMISSIONS = ("vfat", "msdos", "exfat")
+WITHOUT_PERMISSIONS = ("vfat", "msdos", "exfat")
 
 
 class Host:
@@ -450,7 +450,7 @@ def _unsafe(directory: str, device: int) -> RefusedError:
     """Return why a directory is not written to, with what helps on its file system."""
     what = f"others than root may write to {directory}"
     kind = _kind_of_file_system(device)
-    if kind in _WITHOUT_PERMISSIONS:
+    if kind in WITHOUT_PERMISSIONS:
         return RefusedError(
             "unsafe-directory",
             f"{what} ({kind}, which has permissions from its mount options only)",
