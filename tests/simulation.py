@@ -9,6 +9,11 @@ What is modelled, each seen on a real kernel (6.1 and 6.12):
 * unbinding from vfio-pci while a process has the group open never comes back.
 * no driver but vfio-pci, pci-stub and pcieport can be bound while the group is owned through VFIO.
 * a driver may refuse a device, hang in its remove function, or be a module that is not loaded.
+* a pool of huge pages grows as far as memory allows, takes its surplus in first, and never shrinks below what
+  is in use: that becomes surplus.
+* some interrupts cannot be moved (EIO); a governor that the driver does not know is EINVAL.
+* systemd keeps properties set at run time in drop-ins; the kernel does not empty the CPU list of a group in
+  which processes are.
 
 The imports are those of the hook, so that the hook can be measured on it.
 """
@@ -53,6 +58,10 @@ class SimulatedHost(Host):
         claimed: device nodes of disks that are in use.
         numbers: device numbers of nodes, as major:minor.
         calls: attribute writes in order, as (path below /sys, value).
+        memory: pages that each pool of huge pages can have; None for any number.
+        compacted: the same once memory has been compacted.
+        fixed_interrupts: those that cannot be moved.
+        has_systemd_failing: whether systemctl fails.
     """
 
     def __init__(self, root: str) -> None:
@@ -64,6 +73,10 @@ class SimulatedHost(Host):
         self.claimed: set[str] = set()
         self.numbers: dict[str, str] = {}
         self.calls: list[tuple[str, str]] = []
+        self.memory: int | None = None
+        self.compacted: int | None = None
+        self.fixed_interrupts = {"0"}
+        self.has_systemd_failing = False
 
     # building
 
@@ -167,7 +180,7 @@ class SimulatedHost(Host):
             self.put(path, "(null)\n" if value == "\n" else value.rstrip("\n") + "\n")
         elif parts[-1] == "unbind" and parts[-3] == "drivers":
             self._unbind(PciAddress.parse(value), parts[-2])
-        else:
+        elif not self._write_tuning(path, parts, value):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def is_claimed(self, path: str) -> bool:
@@ -180,12 +193,99 @@ class SimulatedHost(Host):
         return path.rpartition("/")[2] in self._busy()
 
     def run(self, argv: list[str], deadline: float) -> int | None:
+        if argv[:3] == ["/usr/bin/systemctl", "set-property", "--runtime"]:
+            return 1 if self.has_systemd_failing else self._set_property(argv[3], argv[4])
         driver = self.modules.get(argv[-1])
         if driver is None:
             return 1
         self.add_driver(driver)
         for address in self.state():
             self._probe(address)
+        return 0
+
+    # processors and memory
+
+    def use_pages(self, count: int, size: int = 2048) -> None:
+        """Let a process take pages that are free, or (a negative number) give them back."""
+        pool = self._pools(size)[0]
+        free, surplus = self.count(pool, "free") - count, self.count(pool, "surplus")
+        # Surplus goes back to the kernel when it goes out of use.
+        freed = min(surplus, free) if count < 0 else 0
+        assert free >= 0
+        self._put_counts(pool, nr=self.count(pool, "nr") - freed, free=free - freed, surplus=surplus - freed)
+
+    def count(self, pool: str, name: str) -> int:
+        """Return a counter of a pool of huge pages."""
+        return int(self.read(f"{pool}/{name}_hugepages") or 0)
+
+    def _pools(self, size: int) -> list[str]:
+        name = f"hugepages-{size}kB"
+        nodes = [f"/sys/devices/system/node/{node}/hugepages/{name}" for node in ("node0", "node1")]
+        return [f"/sys/kernel/mm/hugepages/{name}", *(node for node in nodes if self.exists(node))]
+
+    def _put_counts(self, pool: str, **counts: int) -> None:
+        for name, count in counts.items():
+            self.put(f"{pool}/{name}_hugepages", f"{count}\n")
+
+    def _write_tuning(self, path: str, parts: list[str], value: str) -> bool:
+        if not self.exists(path):
+            return False
+        if parts[-1] == "nr_hugepages":
+            self._resize(path.removesuffix("/nr_hugepages"), int(value))
+        elif parts[-1] == "compact_memory":
+            self.memory = self.compacted
+        elif parts[-1] == "smp_affinity_list":
+            if parts[-2] in self.fixed_interrupts:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            self.put(path, value + "\n")
+        elif parts[-1] == "scaling_governor":
+            known = self.read(path.replace("scaling_governor", "scaling_available_governors")) or ""
+            if value not in known.split():
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+            self.put(path, value + "\n")
+        else:
+            return False
+        return True
+
+    def _resize(self, pool: str, wanted: int) -> None:
+        """Set the number of persistent pages of a pool; a node's pages are the host's too."""
+        everywhere, *nodes = self._pools(int(pool.rpartition("-")[2].removesuffix("kB")))
+        if pool in nodes or not nodes:
+            changes = [(pool, wanted - self._persistent(pool))]
+        else:
+            change = wanted - self._persistent(everywhere)
+            half = change // 2
+            room = [self.count(node, "free") for node in nodes]
+            if change < 0:
+                half = max(-room[0], min(half, change + room[1]))
+            changes = [(nodes[0], half), (nodes[1], change - half)]
+        for one, change in changes:
+            for counted in {one, everywhere}:
+                self._grow(counted, change)
+
+    def _persistent(self, pool: str) -> int:
+        return self.count(pool, "nr") - self.count(pool, "surplus")
+
+    def _grow(self, pool: str, change: int) -> None:
+        nr, free, surplus = (self.count(pool, name) for name in ("nr", "free", "surplus"))
+        if change > 0:
+            taken_in = min(surplus, change)
+            added = change - taken_in
+            if self.memory is not None:
+                added = max(min(added, self.memory - nr), 0)
+            self._put_counts(pool, nr=nr + added, free=free + added, surplus=surplus - taken_in)
+        else:
+            freed = min(free, -change)
+            self._put_counts(pool, nr=nr - freed, free=free - freed, surplus=surplus - change - freed)
+
+    def _set_property(self, unit: str, assignment: str) -> int:
+        _, _, value = assignment.partition("=")
+        control = "transient" if unit == "init.scope" else "system.control"
+        kind = unit.rpartition(".")[2].capitalize()
+        self.put(f"/run/systemd/{control}/{unit}.d/50-AllowedCPUs.conf", f"[{kind}]\nAllowedCPUs={value}\n")
+        # The control group exists while something runs in it, and then cannot be left without a CPU.
+        if value and self.exists(f"/sys/fs/cgroup/{unit}"):
+            self.put(f"/sys/fs/cgroup/{unit}/cpuset.cpus", f"{value}\n")
         return 0
 
     def _busy(self) -> list[str | None]:
@@ -289,14 +389,54 @@ def desktop(root: str) -> SimulatedHost:
     return host
 
 
+def add_processors(host: SimulatedHost, *, nodes: int = 1) -> None:
+    """Give a host eight processors, frequency policies, interrupts, huge pages and systemd."""
+    for which in ("online", "possible"):
+        host.put(f"/sys/devices/system/cpu/{which}", "0-7\n")
+    for cpu in range(8):
+        # Two processors share a policy.
+        policy = f"/sys/devices/system/cpu/cpufreq/policy{cpu & ~1}"
+        host.put(f"{policy}/scaling_governor", "powersave\n")
+        host.put(f"{policy}/scaling_available_governors", "performance powersave\n")
+        host.link(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq", policy)
+    for number, cpus in (("0", "0-7"), ("9", "0-1"), ("30", "0-7"), ("31", "2-3"), ("32", "2-5")):
+        host.put(f"/proc/irq/{number}/smp_affinity_list", f"{cpus}\n")
+    host.put("/proc/irq/default_smp_affinity", "ff\n")
+    host.put("/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n")
+    for unit in ("user.slice", "system.slice", "init.scope", "machine.slice"):
+        host.put(f"/sys/fs/cgroup/{unit}/cgroup.procs", "1\n")
+    os.makedirs(host.path("/run/systemd/system"), exist_ok=True)
+    host.put("/usr/bin/systemctl")
+    host.put("/proc/meminfo", "MemTotal: 16000000 kB\nMemAvailable: 12000000 kB\nHugepagesize: 2048 kB\n")
+    host.put("/proc/sys/vm/compact_memory")
+    for size in (2048, 1048576):
+        name = f"hugepages-{size}kB"
+        above = (
+            [f"/sys/devices/system/node/node{node}/hugepages" for node in range(nodes)] if nodes > 1 else []
+        )
+        for directory in ("/sys/kernel/mm/hugepages", *above):
+            for counter in ("nr", "free", "surplus", "resv"):
+                host.put(f"{directory}/{name}/{counter}_hugepages", "0\n")
+
+
 def domain_xml(
     *addresses: PciAddress,
     uuid: str = GUEST,
     name: str = "guest",
     metadata: str | None = None,
     managed: str = "yes",
+    tuning: str = "",
 ) -> bytes:
-    """Return a domain as libvirt formats it for the hook, with our metadata unless it is given."""
+    """Return a domain as libvirt formats it for the hook, with our metadata unless it is given.
+
+    Args:
+        addresses: its devices.
+        uuid: its UUID.
+        name: its name.
+        metadata: what its metadata element has.
+        managed: how libvirt is to treat the devices.
+        tuning: elements about memory and processors.
+    """
     if metadata is None:
         metadata = (
             "<virtpass:passthrough xmlns:virtpass='urn:virtpass:passthrough:1'>"
@@ -310,6 +450,6 @@ def domain_xml(
     )
     return (
         f"<domain type='kvm' id='3'>\n  <name>{name}</name>\n  <uuid>{uuid}</uuid>\n"
-        f"  <metadata>\n    {metadata}\n  </metadata>\n  <memory unit='KiB'>262144</memory>\n"
+        f"  <metadata>\n    {metadata}\n  </metadata>\n  <memory unit='KiB'>262144</memory>\n{tuning}"
         f"  <devices>\n{hostdevs}\n  </devices>\n</domain>\n"
     ).encode()

@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.domain import documents
 from tests.simulation import AUDIO, CARD, GUEST, SimulatedHost, domain_xml
 from virtpass.cli import main
 from virtpass.hook.entry import run
+from virtpass.system.libvirt import Connection
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "qemu+unix:///system?socket=/nonexistent"
+TEST_DRIVER = "test:///default"
 Captured = pytest.CaptureFixture[str]
 
 
@@ -98,6 +102,15 @@ def test_one_device_with_its_surroundings(host: SimulatedHost, capfd: Captured) 
         (("domain", "attach", "guest", "01:00.0", "-c", NOWHERE), 6, "/nonexistent"),
         (("domain", "attach", "guest", "-c", NOWHERE), 2, "Missing argument 'ADDRESS...'"),
         (("domain", "attach", "guest", "x", "-c", NOWHERE), 2, "'x' is not a PCI address"),
+        (("domain", "policy"), 2, "Missing argument 'DOMAIN'"),
+        (("domain", "policy", "guest", "-c", NOWHERE), 6, "/nonexistent"),
+        (("domain", "policy", "guest", "wait", "-c", NOWHERE), 2, "'wait' is not KEY=VALUE; known: display="),
+        (("domain", "policy", "guest", "wait=301", "-c", NOWHERE), 2, "wait=0..300"),
+        (("domain", "policy", "guest", "screen=x", "-c", NOWHERE), 2, "there is no key 'screen'; known: dis"),
+        (("domain", "policy", "guest", "wait=1", "wait=1", "-c", NOWHERE), 2, "wait is given twice"),
+        (("domain", "policy", "guest", "wait=1", "--json", "-c", NOWHERE), 2, "--json shows the policy"),
+        (("domain", "attach", "guest", "01:00.0", "--policy", "display=x"), 2, "display=refuse|hand-over"),
+        (("domain", "attach", "guest", "01:00.0", "--policy", "wait=1", "--policy", "wait="), 2, "twice"),
         (("hook", "install"), 6, "libvirt is not installed"),
     ],
 )
@@ -112,6 +125,80 @@ def test_bad_input_is_one_line_and_a_status(
     assert words in err
     assert host.calls == []
     assert host.state() == before
+
+
+@pytest.fixture
+def libvirt() -> Iterator[Connection]:
+    """libvirt's own test driver, whose state lasts as long as this connection, with a domain."""
+    pytest.importorskip("libvirt")
+    with Connection.open(TEST_DRIVER) as connection:
+        connection.define(documents.domain(kind="test"), validate=False)
+        yield connection
+
+
+def policy(host: SimulatedHost, capfd: Captured, *arguments: str) -> tuple[int, str, str]:
+    return call(host, capfd, "domain", "policy", "guest", *arguments, "-c", TEST_DRIVER)
+
+
+@pytest.mark.usefixtures("libvirt")
+def test_the_policy_of_a_domain_is_shown_with_what_it_costs(host: SimulatedHost, capfd: Captured) -> None:
+    setting = ("--policy", "display=hand-over", "--policy", "wait=0")
+    status, out, err = call(host, capfd, "domain", "attach", "guest", "01:00.0", *setting, "-c", TEST_DRIVER)
+    assert (status, out) == (0, "")
+    assert "guest: set policy display=hand-over instead of refuse\n" in err
+    assert "note: display=hand-over: the desktop session" in err
+    status, out, err = policy(host, capfd)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "display=hand-over",
+        "companions=bind",
+        "huge-pages=no",
+        "isolate-cpus=no",
+        "governor=keep",
+        "wait=0",
+    ]
+    assert [line.endswith(" (default)") for line in lines] == [False, True, True, True, True, False]
+    assert lines[0].endswith("unsaved work is lost")
+    found = json.loads(policy(host, capfd, "--json")[1])
+    assert found["policy"] == {**found["defaults"], "display": "hand-over", "wait": 0}
+    assert found["defaults"]["wait"] == 15
+    assert found["meaning"]["display"] in lines[0]
+    shown = ("domain", "show", "guest", "-c", TEST_DRIVER)
+    assert "  policy        display=hand-over, wait=0\n" in call(host, capfd, *shown)[1]
+    assert json.loads(call(host, capfd, *shown, "--json")[1])["policy"] == found["policy"]
+
+
+def test_the_policy_of_a_domain_is_set(libvirt: Connection, host: SimulatedHost, capfd: Captured) -> None:
+    call(host, capfd, "domain", "attach", "guest", "01:00.0", "-c", TEST_DRIVER)
+    before = libvirt.domain("guest").inactive_xml()
+    shown = ("domain", "show", "guest", "-c", TEST_DRIVER)
+    assert "policy" not in call(host, capfd, *shown)[1]
+    status, out, err = policy(host, capfd, "huge-pages=yes", "--dry-run")
+    assert status == 0
+    assert '\n+      <virtpass:policy display="refuse" huge-pages="yes"/>\n' in out
+    assert err == "note: huge-pages=yes: the domain's memory is reserved in huge pages; " + (
+        "the host is without it while the domain runs\n"
+    )
+    assert libvirt.domain("guest").inactive_xml() == before
+    status, out, err = policy(host, capfd, "huge-pages=yes", "governor=performance")
+    assert (status, out) == (0, "")
+    assert err.startswith("guest: set policy huge-pages=yes instead of no\n")
+    assert "nothing to do" in policy(host, capfd, "governor=performance")[2]
+    assert "set policy governor=keep instead of performance" in policy(host, capfd, "governor=")[2]
+    assert "  policy        huge-pages=yes\n" in call(host, capfd, *shown)[1]
+    assert policy(host, capfd, "huge-pages=")[0] == 0
+    assert libvirt.domain("guest").inactive_xml() == before
+
+
+@pytest.mark.usefixtures("libvirt")
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("wait=1",), ("wait=1", "--dry-run")])
+def test_a_domain_that_is_not_ours_has_no_policy(
+    host: SimulatedHost, capfd: Captured, arguments: tuple[str, ...]
+) -> None:
+    status, out, err = policy(host, capfd, *arguments)
+    assert (status, out) == (4, "")
+    assert "virtpass domain adopt" in err
 
 
 def test_the_hook_s_status_is_1_until_it_is_installed(host: SimulatedHost, capfd: Captured) -> None:
@@ -227,7 +314,14 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("devices", "--help"), ("domain", "attach", "--help"), ("--version",)]
+    "arguments",
+    [
+        ("--help",),
+        ("devices", "--help"),
+        ("domain", "attach", "--help"),
+        ("domain", "policy", "--help"),
+        ("--version",),
+    ],
 )
 def test_help_works_everywhere(host: SimulatedHost, capfd: Captured, arguments: tuple[str, ...]) -> None:
     status, out, err = call(host, capfd, *arguments)

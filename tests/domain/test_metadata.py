@@ -1,5 +1,7 @@
 """Our element in the domain's XML."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.domain.documents import domain, pci
-from virtpass.binding.policy import NAMESPACE
+from virtpass.binding.policy import KNOWN_POLICY, NAMESPACE, Policy, parse_policy
 from virtpass.domain.document import normalise, parse_document, serialise
 from virtpass.domain.metadata import (
     Passthrough,
-    Policy,
     RecordedDevice,
     parse_passthrough,
+    template_policy,
     write_passthrough,
 )
 from virtpass.domain.templates import packaged_templates
@@ -90,8 +92,9 @@ def test_elements_of_others_and_comments_stay() -> None:
 @pytest.mark.parametrize(
     ("xml", "words"),
     [
-        (element("<p:policy display='ask'/>"), ["display='ask'", "known: refuse"]),
-        (element("<p:policy screen='x'/>"), ["'screen' of policy", "known: display"]),
+        (element("<p:policy display='ask'/>"), ["display=ask", "display=refuse|hand-over"]),
+        (element("<p:policy wait='015'/>"), ["wait=015", "wait=0..300"]),
+        (element("<p:policy screen='x'/>"), ["'screen' of policy", "display, governor"]),
         (element("<p:policy/><p:policy/>"), ["policy appears twice"]),
         (element("<p:command/>"), ["'command'", "known: device, policy, root-port"]),
         (element("<other/>"), ["'other'"]),
@@ -126,8 +129,12 @@ ids = st.integers(0, 0xFFFF)
 identities = st.builds(
     Identity, ids, ids, ids, ids, st.just("") | st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
 )
+policies = st.builds(
+    Policy, *(st.sampled_from(values) for values in KNOWN_POLICY.values()), wait=st.integers(0, 300)
+)
 passthroughs = st.builds(
     Passthrough,
+    policy=policies,
     devices=st.lists(
         st.builds(RecordedDevice, addresses, identities), max_size=6, unique_by=lambda device: device.address
     ).map(tuple),
@@ -148,6 +155,7 @@ def test_the_last_word_counts(first: Passthrough, second: Passthrough) -> None:
     assert found is not None
     assert set(found.devices) == set(second.devices)
     assert set(found.root_ports) == set(second.root_ports)
+    assert found.policy == second.policy
 
 
 @pytest.mark.property
@@ -155,8 +163,66 @@ def test_the_last_word_counts(first: Passthrough, second: Passthrough) -> None:
 def test_the_hook_reads_the_same(passthrough: Passthrough) -> None:
     read = request.parse_request(written(passthrough, domain()).encode())
     assert read.is_ours
-    assert read.policy == {"display": "refuse"}
+    assert parse_policy(read.policy) == passthrough.policy
     assert read.identities == {device.address: device.identity for device in passthrough.devices}
+
+
+def policy_element(xml: str) -> str | None:
+    """Return our policy element as it stands in a domain."""
+    found = re.search(r"<\w+:policy.*?/>", xml)
+    return found and found[0]
+
+
+def with_policy(xml: str, policy: Policy) -> str:
+    return written(Passthrough(policy, (CARD,)), xml)
+
+
+def test_only_what_differs_from_the_defaults_is_written() -> None:
+    xml = with_policy(domain(), Policy(huge_pages="yes", wait=30))
+    assert policy_element(xml) == '<virtpass:policy display="refuse" huge-pages="yes" wait="30"/>'
+    xml = with_policy(xml, Policy(display="hand-over", wait=30))
+    assert policy_element(xml) == '<virtpass:policy display="hand-over" wait="30"/>'
+
+
+@pytest.mark.property
+@given(policies)
+def test_a_policy_that_goes_back_leaves_the_same_bytes(policy: Policy) -> None:
+    before = with_policy(domain(), Policy())
+    there = with_policy(before, policy)
+    assert with_policy(there, Policy()) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "<p:policy/>", "<p:policy wait='15' display='refuse'/>", "<p:policy governor='keep'/><!-- mine -->"],
+)
+@pytest.mark.parametrize("device", ["", DEVICE])
+def test_defaults_that_are_written_out_or_not_stay_as_they_are(content: str, device: str) -> None:
+    xml = element(content + device)
+    found = parse_passthrough(xml)
+    assert found is not None
+    assert written(found, xml) == normalise(xml)
+
+
+def test_a_policy_that_was_not_there_goes_with_its_last_value() -> None:
+    xml = element(DEVICE)
+    found = parse_passthrough(xml)
+    assert found is not None
+    there = written(replace(found, policy=Policy(wait=0)), xml)
+    assert policy_element(there) == '<p:policy wait="0"/>'
+    assert written(found, there) == normalise(xml)
+
+
+def test_what_the_template_says_stays_said() -> None:
+    template = TEMPLATE.replace('display="refuse"', 'governor="performance" wait="15"')
+    assert template != TEMPLATE
+    root = parse_document(domain())
+    write_passthrough(root, Passthrough(template_policy(template), (CARD,)), template)
+    assert policy_element(serialise(root)) == '<virtpass:policy governor="performance" wait="15"/>'
+    write_passthrough(root, Passthrough(Policy(wait=1), (CARD,)), template)
+    assert policy_element(serialise(root)) == '<virtpass:policy governor="keep" wait="1"/>'
+    write_passthrough(root, Passthrough(Policy(), (CARD,)), template)
+    assert policy_element(serialise(root)) == '<virtpass:policy governor="keep" wait="15"/>'
 
 
 def test_the_example_in_the_documentation_is_understood() -> None:

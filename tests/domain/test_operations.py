@@ -9,11 +9,12 @@ import pytest
 
 from tests.domain.documents import OTHER_UUID, UUID, domain, hostdev, pci
 from tests.simulation import AUDIO, CARD, DISK, NIC, PORT, SHARED, SPARE, TWIN, SimulatedHost, desktop
+from virtpass.binding.policy import Policy
 from virtpass.domain.hostdev import parse_hostdevs
 from virtpass.domain.metadata import parse_passthrough
 from virtpass.operations import domains
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError
+from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError, VirtpassError
 from virtpass.system.libvirt import Connection, Domain
 
 NAMES = ["guest", "two words", "--dashes", "'quotes\"", "ünïcode 日本", "a\\b", "$(x);`y`"]
@@ -264,7 +265,7 @@ def test_metadata_that_is_not_understood_stops_every_change(
         with pytest.raises(UsageError):
             change()
     assert xml(connection) == before
-    assert "display='take'" in domains.show(connection, host, "guest").problem
+    assert "display=take" in domains.show(connection, host, "guest").problem
 
 
 def test_show(connection: Connection, host: SimulatedHost) -> None:
@@ -278,8 +279,7 @@ def test_show(connection: Connection, host: SimulatedHost) -> None:
         True,
         "",
     )
-    assert report.policy is not None
-    assert report.policy.display == "refuse"
+    assert report.policy == Policy()
     found = {
         device.address: (device.recorded is not None, device.seen is not None, device.is_as_recorded)
         for device in report.devices
@@ -311,6 +311,88 @@ def test_list(connection: Connection, host: SimulatedHost) -> None:
         for report in domains.list_domains(connection, host)
     ]
     assert found == [("guest", False, True, 1), ("other", True, False, 1)]
+
+
+def ours(connection: Connection, host: SimulatedHost, **policy: str) -> None:
+    define(connection)
+    domains.attach(connection, host, "guest", [SPARE], policy=policy)
+
+
+def test_the_policy_of_a_domain(connection: Connection, host: SimulatedHost) -> None:
+    ours(connection, host, wait="30")
+    assert domains.policy(connection, "guest") == Policy(wait=30)
+    before = xml(connection)
+    settings = {"display": "hand-over", "isolate-cpus": "yes"}
+    shown = domains.set_policy(connection, host, "guest", settings, dry_run=True)
+    assert (xml(connection), shown.is_applied) == (before, False)
+    done = domains.set_policy(connection, host, UUID, settings)
+    assert (done.plan, done.is_applied) == (shown.plan, True)
+    wanted = Policy(display="hand-over", isolate_cpus="yes", wait=30)
+    assert domains.policy(connection, "guest") == domains.show(connection, host, "guest").policy == wanted
+    again = domains.set_policy(connection, host, "guest", settings)
+    assert (again.is_applied, again.plan.is_empty, again.notes) == (False, True, ())
+    domains.set_policy(connection, host, "guest", {"display": "refuse", "isolate-cpus": "no"})
+    assert xml(connection) == before
+
+
+def test_the_policy_of_a_running_domain_counts_from_its_next_start_on(
+    connection: Connection, host: SimulatedHost
+) -> None:
+    ours(connection, host)
+    raw(connection).create()
+    live = raw(connection).XMLDesc(0)
+    result = domains.set_policy(connection, host, "guest", {"wait": "5"})
+    assert result.is_applied
+    assert any("counts from its next start on" in note for note in result.notes)
+    assert domains.policy(connection, "guest") == Policy(wait=5)
+    assert raw(connection).XMLDesc(0) == live
+    raw(connection).destroy()
+    assert domains.policy(connection, "guest") == Policy(wait=5)
+
+
+def test_a_saved_state_goes_on_with_its_own_policy(connection: Connection, host: SimulatedHost) -> None:
+    ours(connection, host)
+    raw(connection).create()
+    raw(connection).managedSave()
+    result = domains.set_policy(connection, host, "guest", {"wait": "5"})
+    assert any("has a saved state" in note for note in result.notes)
+    assert domains.policy(connection, "guest") == Policy(wait=5)
+    assert raw(connection).hasManagedSaveImage()
+
+
+def test_whose_policy_cannot_be_set(connection: Connection, host: SimulatedHost) -> None:
+    def reference(name: str, error: type[VirtpassError], **settings: str) -> str:
+        with pytest.raises(error) as caught:
+            domains.set_policy(connection, host, name, settings)
+        return caught.value.reference
+
+    assert reference("nobody", NotFoundError, wait="1") == "no-domain"
+    define(connection, hostdev(str(CARD), "03:00.0"))
+    before = xml(connection)
+    assert reference("guest", RefusedError, wait="1") == "not-ours"
+    with pytest.raises(RefusedError):
+        domains.policy(connection, "guest")
+    domains.adopt(connection, host, "guest")
+    assert reference("guest", UsageError, wait="-1") == "policy"
+    assert reference("guest", UsageError, bogus="1") == "policy"
+    assert domains.policy(connection, "guest") == Policy()
+    mine = "<p:passthrough xmlns:p='urn:virtpass:passthrough:1'/>"
+    transient = domain(root=None, kind="test", name="brief", uuid=OTHER_UUID, metadata=mine)
+    cast(Any, connection)._handle.createXML(transient)
+    assert reference("brief", RefusedError, wait="1") == "transient"
+    assert domains.policy(connection, "brief") == Policy()
+    assert before != xml(connection)
+
+
+def test_a_policy_that_libvirt_loses_is_noticed(connection: Connection, host: SimulatedHost) -> None:
+    ours(connection, host)
+    before = xml(connection)
+    forgetful = Forgetful(cast(Any, connection)._handle, connection.uri)
+    forgetful.change = (r' wait="5"', "")
+    with pytest.raises(FailedError) as caught:
+        domains.set_policy(forgetful, host, "guest", {"wait": "5"})
+    assert caught.value.reference == "not-as-planned"
+    assert xml(connection) == before
 
 
 class Forgetful(Connection):

@@ -1,5 +1,8 @@
 """The hook as a whole on a simulated host: what it says, what it leaves."""
 
+import os
+import shutil
+
 import pytest
 
 from tests.simulation import (
@@ -18,6 +21,7 @@ from tests.simulation import (
 from virtpass.binding.journal import journals
 from virtpass.hook import entry
 from virtpass.hook.entry import run
+from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError
 
@@ -70,7 +74,6 @@ def test_what_the_domain_borrowed_comes_back_even_when_the_metadata_is_gone(host
         ([PORT], "is a bridge"),
         ([DISK], "holds the file system /"),
         ([SHARED[0]], "IOMMU group 15 cannot be split: 0000:06:02.0 (e1000)"),
-        ([CARD], "IOMMU group 10 cannot be split: 0000:01:00.1 (snd_hda_intel)"),
     ],
 )
 def test_refusals_name_the_reason(
@@ -207,8 +210,6 @@ def test_a_process_that_has_the_card_open(host: SimulatedHost, capfd: Captured) 
     host.put("/proc/812/comm", "Xorg\n")
     host.put("/proc/812/fd/.keep")
     host.put("/dev/dri/card0")
-    import os
-
     os.symlink("/dev/dri/card0", host.path("/proc/812/fd/11"))
     line = refused(host, capfd, domain_xml(CARD, AUDIO))
     assert "in use by Xorg (process 812, /dev/dri/card0)" in line
@@ -294,3 +295,44 @@ def test_a_fault_of_our_own_is_one_line_too(
     monkeypatch.undo()
     assert run(host, "release", domain_xml(NIC)) == 0
     assert host.state() == before
+
+
+def policy(**values: str) -> str:
+    attributes = " ".join(f"{key.replace('_', '-')}='{value}'" for key, value in values.items())
+    return f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy {attributes}/></v:passthrough>"
+
+
+@pytest.mark.parametrize(("companions", "driver"), [("bind", "vfio-pci"), ("free", None)])
+def test_the_rest_of_the_card_goes_along(host: SimulatedHost, companions: str, driver: str | None) -> None:
+    before = host.state()
+    xml = domain_xml(CARD, metadata=policy(companions=companions))
+    assert run(host, "prepare", xml) == 0
+    assert (sysfs.driver(host, CARD), sysfs.driver(host, AUDIO)) == ("vfio-pci", driver)
+    assert run(host, "release", xml) == 0
+    assert host.state() == before
+
+
+def test_the_rest_of_the_card_is_checked_like_the_card(host: SimulatedHost, capfd: Captured) -> None:
+    run(host, "prepare", domain_xml(AUDIO))
+    lent = host.state()
+    assert run(host, "prepare", domain_xml(CARD, uuid=OTHER, name="second")) == 1
+    assert "is lent to the domain guest" in capfd.readouterr().err
+    assert host.state() == lent
+
+
+def test_a_desktop_that_may_go_is_asked(host: SimulatedHost, capfd: Captured) -> None:
+    node = f"/sys/bus/pci/devices/{CARD}/drm/card0"
+    host.put(f"{node}/dev", "226:0\n")
+    host.put(f"{node}/uevent", "DEVNAME=dri/card0\n")
+    host.put("/proc/7000001/comm", "Xorg\n")
+    host.put("/proc/7000001/cgroup", "0::/machine.slice/docker-1.scope\n")
+    host.put("/proc/7000001/fd/.keep")
+    os.symlink("/dev/dri/card0", host.path("/proc/7000001/fd/11"))
+    xml = domain_xml(CARD, AUDIO)
+    assert "virtpass domain policy DOMAIN display=hand-over" in refused(host, capfd, xml)
+    # A container cannot be asked.
+    xml = domain_xml(CARD, AUDIO, metadata=policy(display="hand-over"))
+    assert "still in use by Xorg (process 7000001, /dev/dri/card0)" in refused(host, capfd, xml)
+    shutil.rmtree(host.path("/proc/7000001"))
+    assert run(host, "prepare", xml) == 0
+    assert sysfs.driver(host, CARD) == "vfio-pci"

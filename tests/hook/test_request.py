@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.pci.test_address import addresses
 from tests.simulation import AUDIO, CARD, GUEST, domain_xml
+from virtpass.binding.demand import Demand
 from virtpass.hook.request import parse_request
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
@@ -157,3 +158,72 @@ def test_deep_nesting_is_no_work() -> None:
     assert parse_request(domain_xml(CARD, metadata=f"<o:a xmlns:o='urn:other'>{deep}</o:a>")).devices == [
         CARD
     ]
+
+
+def demand_of(tuning: str) -> Demand:
+    request = parse_request(domain_xml(CARD, tuning=tuning))
+    assert request.problem is None
+    return request.demand
+
+
+@pytest.mark.parametrize(
+    ("text", "kib"),
+    [
+        ("<memory unit='KiB'>262144</memory>", 262144),
+        ("<memory>262144</memory>", 262144),
+        ("<memory unit='GiB'>4</memory>", 4 << 20),
+        ("<memory unit='G'>4</memory>", 4 << 20),
+        ("<memory unit='MB'>1</memory>", 977),
+        ("<memory unit='bytes'>1025</memory>", 2),
+        ("<memory dumpCore='on' unit='KiB'> 8 </memory>", 8),
+    ],
+)
+def test_memory_in_each_unit_of_libvirt(text: str, kib: int) -> None:
+    xml = domain_xml(CARD).replace(b"<memory unit='KiB'>262144</memory>", text.encode())
+    assert parse_request(xml).demand.memory == kib
+
+
+def test_pinned_processors() -> None:
+    demand = demand_of(
+        "<cputune><vcpupin vcpu='0' cpuset='2'/><vcpupin vcpu='1' cpuset='3,6-7'/>"
+        "<emulatorpin cpuset='0-1'/><iothreadpin iothread='1' cpuset='5'/></cputune>"
+    )
+    assert demand.vcpu_pins == {2, 3, 6, 7}
+    assert demand.emulator_pins == {0, 1}
+    assert demand.iothread_pins == {5}
+    assert demand.pinned == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_huge_pages_and_nodes() -> None:
+    demand = demand_of(
+        "<memoryBacking><hugepages><page size='1' unit='G' nodeset='0,2-3'/><page size='2048' unit='KiB'/>"
+        "</hugepages></memoryBacking><numatune><memory mode='strict' nodeset='0-1'/>"
+        "<memnode cellid='1' mode='strict' nodeset='1'/><memnode cellid='2' mode='preferred' nodeset='0'/>"
+        "</numatune><cpu><numa><cell id='0' cpus='0-1' memory='1' unit='GiB'/>"
+        "<cell id='1' cpus='2-3' memory='524288' unit='KiB'/></numa></cpu>"
+    )
+    assert demand.has_huge_pages
+    assert demand.pages == [(1 << 20, frozenset({0, 2, 3})), (2048, None)]
+    assert demand.cells == {0: 1 << 20, 1: 524288}
+    assert demand.host_nodes == frozenset({0, 1})
+    assert demand.cell_nodes == {1: frozenset({1})}
+    assert demand.problem is None
+
+
+def test_a_domain_without_tuning_asks_for_none() -> None:
+    demand = demand_of("")
+    assert not demand.has_huge_pages
+    assert (demand.pinned, demand.host_nodes, demand.cells, demand.problem) == (frozenset(), None, {}, None)
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        "<cputune><vcpupin vcpu='0' cpuset='2-'/></cputune>",
+        "<memoryBacking><hugepages><page size='x'/></hugepages></memoryBacking>",
+        "<memoryBacking><hugepages><page size='1' unit='yard'/></hugepages></memoryBacking>",
+        "<cpu><numa><cell id='a' memory='1'/></numa></cpu>",
+    ],
+)
+def test_tuning_that_is_not_understood_does_not_keep_others_from_starting(tuning: str) -> None:
+    assert demand_of(tuning).problem is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 
 from virtpass.binding import effects
+from virtpass.binding.effects import nobody
 from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -22,6 +23,8 @@ from virtpass.system.worker import NoAnswer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from virtpass.binding.effects import Tell
 
 VFIO = "vfio-pci"
 
@@ -125,14 +128,21 @@ def override(host: Host, address: PciAddress) -> str | None:
     return None if text in ("", "(null)") else text
 
 
-def steps_to_lend(homes: list[Home]) -> list[Step]:
-    """Plan how devices get to vfio-pci; those that are there already need nothing."""
-    moving = [home for home in homes if home.driver != VFIO]
+def steps_to_lend(homes: list[Home], free: frozenset[PciAddress] = frozenset()) -> list[Step]:
+    """Plan how devices get to vfio-pci; those that are there already need nothing.
+
+    Args:
+        homes: where they are.
+        free: those that get no driver at all.
+    """
+    leaving = [home for home in homes if home.address in free and home.driver is not None]
+    moving = [home for home in homes if home.driver != VFIO and home.address not in free]
     steps = [Step(home.address, OVERRIDE, VFIO) for home in moving if home.override != VFIO]
-    for home in moving:
-        if home.driver is not None:
+    for home in homes:
+        if home.driver is not None and (home in moving or home in leaving):
             steps.append(Step(home.address, UNBIND, home.driver))
-        steps.append(Step(home.address, PROBE, VFIO))
+        if home in moving:
+            steps.append(Step(home.address, PROBE, VFIO))
     return steps
 
 
@@ -171,7 +181,26 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
     return overrides + unbinds + probes + restored
 
 
-def lend(host: Host, journal: Journal, homes: list[Home], prepare: Callable[[], None] = lambda: None) -> None:
+def override_all(host: Host, homes: list[Home]) -> None:
+    """Set the override of devices before their driver goes, so that no other takes them in between.
+
+    Raises:
+        FailedError: the kernel refused.
+    """
+    for step in steps_to_lend(homes):
+        if step[1] == OVERRIDE:
+            apply(host, step)
+
+
+def lend(
+    host: Host,
+    journal: Journal,
+    homes: list[Home],
+    prepare: Callable[[], None] = lambda: None,
+    *,
+    free: frozenset[PciAddress] = frozenset(),
+    tell: Tell = nobody,
+) -> None:
     """Bind devices to vfio-pci; when that fails, everything is given back first.
 
     Args:
@@ -179,6 +208,8 @@ def lend(host: Host, journal: Journal, homes: list[Home], prepare: Callable[[], 
         journal: where it is recorded before.
         homes: where the devices are.
         prepare: what else has to be done before, when it can be undone: everything is on record by then.
+        free: devices among them that get no driver at all.
+        tell: is told of each write: what, to what, how many seconds it took, and what went wrong.
 
     Raises:
         FailedError: a device could not be moved; the message says whether all is back.
@@ -190,11 +221,17 @@ def lend(host: Host, journal: Journal, homes: list[Home], prepare: Callable[[], 
     current = homes[0].address if homes else None
     try:
         prepare()
-        for step in steps_to_lend(homes):
+        for step in steps_to_lend(homes, free):
             current = step[0]
-            apply(host, step)
+            began = time.monotonic()
+            try:
+                apply(host, step)
+            except VirtpassError as error:
+                tell(step[1], str(step), time.monotonic() - began, error.line)
+                raise
+            tell(step[1], str(step), time.monotonic() - began)
     except Exception as error:
-        problems = give_back(host, journal)
+        problems = lasting(give_back(host, journal, tell=tell))
         if getattr(error, "reference", "") == "stuck":
             # That the hanging device cannot be given back is no second problem.
             problems = [
@@ -207,8 +244,13 @@ def lend(host: Host, journal: Journal, homes: list[Home], prepare: Callable[[], 
         raise
 
 
-def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
+def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[VirtpassError]:
     """Bring devices back to where the journal says they were, from any half-done state.
+
+    Args:
+        host: the host.
+        journal: what is on record.
+        tell: as for `lend`.
 
     Returns:
         what could not be done; when there is nothing, each device is back, or gone from the host, or with a
@@ -225,11 +267,15 @@ def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
         for step in steps:
             if step[0] in failed:
                 continue
+            began = time.monotonic()
+            problem = ""
             try:
                 apply(host, step)
             except VirtpassError as error:
+                problem = error.line
                 problems.append(error)
                 failed.add(step[0])
+            tell(step[1], str(step), time.monotonic() - began, problem)
         if problems:
             break
         # Once more from what is there now: the child of a killed hook may have written late.
@@ -237,13 +283,18 @@ def give_back(host: Host, journal: Journal) -> list[VirtpassError]:
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
     # What depends on the devices, such as a desktop, waits until these are back.
-    problems += effects.undo(host, journal, only=effects.INDEPENDENT if problems else None)
-    if not problems:
+    problems += effects.undo(host, journal, only=effects.INDEPENDENT if problems else None, tell=tell)
+    if not lasting(problems):
         try:
             journal.remove()
         except VirtpassError as error:
             problems.append(error)
     return problems
+
+
+def lasting(problems: list[VirtpassError]) -> list[VirtpassError]:
+    """Return the problems for which the record stays: a step of the administrator's would fail for ever."""
+    return [problem for problem in problems if problem.reference != "release-step"]
 
 
 def present_state(host: Host, journal: Journal) -> tuple[list[Seen], list[VirtpassError]]:
@@ -282,6 +333,8 @@ def apply(host: Host, step: Step) -> None:
                     "override-refused", f"{address}: the kernel did not take driver_override '{value}'"
                 )
         elif action == UNBIND:
+            if sysfs.driver(host, address) is None:
+                return  # its driver was unloaded
             host.write_attribute(f"{sysfs.DRIVERS}/{value}/unbind", str(address), DEADLINE)
             if sysfs.driver(host, address) is not None:
                 raise FailedError(

@@ -100,6 +100,10 @@ class Journal:
             FailedError: they could not be recorded, and must not happen.
         """
         text = "".join("\t".join(map(_quoted, ("did", *effect))) + "\n" for effect in effects)
+        content = self._host.read_own(DIRECTORY, self.uuid) or b""
+        if content and not content.endswith(b"\n"):
+            # A record that was cut off announced nothing; what comes after it must not become part of it.
+            self._host.replace_own(DIRECTORY, self.uuid, content[: content.rfind(b"\n") + 1], 0o644)
         self._host.append_own(DIRECTORY, self.uuid, text.encode())
         self.effects += effects
 

@@ -17,12 +17,13 @@ from virtpass.system.host import Host
 _NEVER_UNBOUND = "nvidia"
 
 
-def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
+def refuse_unsafe(host: Host, addresses: list[PciAddress], *, hands_over: bool = False) -> None:
     """Refuse devices that cannot be given away, or that the host cannot spare at this moment.
 
     Args:
         host: the host.
         addresses: all devices that go together; each has passed `refuse_unassignable`.
+        hands_over: programs that use one will be asked to let go of it.
 
     Raises:
         RefusedError: the kernel would refuse, the host needs one of them, or a process uses one.
@@ -34,11 +35,31 @@ def refuse_unsafe(host: Host, addresses: list[PciAddress]) -> None:
             "switch interrupt remapping on in the firmware (VT-d, AMD-Vi, x2APIC)",
         )
     refuse_shared_group(host, addresses)
-    refuse_in_use(host, addresses)
+    refuse_in_use(host, addresses, hands_over=hands_over)
 
 
-def refuse_in_use(host: Host, addresses: list[PciAddress]) -> None:
+def companions(host: Host, addresses: list[PciAddress]) -> list[PciAddress]:
+    """Return the other functions of the devices' cards that share their IOMMU groups.
+
+    The kernel gives a group away as a whole, and resets a card only when all its functions are on vfio-pci.
+    """
+    found = []
+    for address in addresses:
+        group = sysfs.group(host, address)
+        for member in sysfs.group_members(host, group) if group is not None else ():
+            is_of_card = member[:3] == address[:3] and member not in addresses
+            if is_of_card and member not in found and sysfs.header_type(host, member) in (0, None):
+                found.append(member)
+    return sorted(found)
+
+
+def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool = False) -> None:
     """Refuse devices that the host needs, that a process has open, or that cannot be unbound safely.
+
+    Args:
+        host: the host.
+        addresses: the devices.
+        hands_over: programs that use one will be asked to let go of it, and drivers unloaded.
 
     Raises:
         RefusedError: naming what or who uses one of them.
@@ -57,17 +78,22 @@ def refuse_in_use(host: Host, addresses: list[PciAddress]) -> None:
             raise RefusedError(
                 "virtual-functions", what, f"write 0 to {sysfs.device_path(address)}/sriov_numvfs"
             )
-        if sysfs.driver(host, address) == _NEVER_UNBOUND:
+        if sysfs.driver(host, address) == _NEVER_UNBOUND and not hands_over:
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",
                 "unload it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another"
                 " card needs it, keep it off this one with driver_override from boot on",
             )
-    if held := holders(host, addresses):
+    if held := holders(host, addresses) if not hands_over else []:
         programs = ", ".join(f"{program} (process {process}, {node})" for process, program, node in held[:4])
         more = f" and {len(held) - 4} more" if len(held) > 4 else ""
-        raise RefusedError("held", f"the device is in use by {programs}{more}", "end these programs first")
+        raise RefusedError(
+            "held",
+            f"the device is in use by {programs}{more}",
+            "end these programs first, or let the desktop go for this domain "
+            "(virtpass domain policy DOMAIN display=hand-over)",
+        )
 
 
 def refuse_unassignable(host: Host, address: PciAddress) -> None:

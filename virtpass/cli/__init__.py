@@ -19,6 +19,7 @@ _COMMANDS = {
     "domain": "virtpass.cli.domains:domain",
     "hook": "virtpass.cli.hooks:hook",
     "recover": "virtpass.cli.recovery:recover",
+    "log": "virtpass.cli.hand_overs:log",
 }
 
 _INTERRUPTED = 130

@@ -5,12 +5,14 @@ from typing import Any
 
 import click
 
+from virtpass.binding.policy import DEFAULT_POLICY, WAIT, Policy, known_policy
 from virtpass.cli import options
 from virtpass.cli.output import note, say, say_json
+from virtpass.domain.policy import meaning, parse_settings, unlike
 from virtpass.operations import domains
 from virtpass.operations.domains import DomainReport, DomainResult
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import one_line
+from virtpass.system.errors import UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
@@ -23,28 +25,42 @@ _single = click.option("--single", is_flag=True, help="Only the functions named,
 
 @click.group()
 def domain() -> None:
-    """Which domain has which device: attach, detach, adopt, show."""
+    """Which domain has which device, and how it gets it: attach, detach, adopt, show, policy."""
 
 
 @domain.command()
 @_name
 @_addresses
 @_single
+@click.option(
+    "--policy",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What the hook may do, as with: virtpass domain policy. May be repeated.",
+)
 @options.dry_run
 @options.connect
 @click.pass_obj
 def attach(
-    host: Host, name: str, addresses: tuple[PciAddress, ...], single: bool, dry_run: bool, uri: str
+    host: Host,
+    name: str,
+    addresses: tuple[PciAddress, ...],
+    single: bool,
+    settings: tuple[str, ...],
+    dry_run: bool,
+    uri: str,
 ) -> None:
     """Give a card, with all its functions, to a domain from its next start on.
 
     DOMAIN is a name or a UUID; the domain must be shut off. The devices stay with the host until the domain
     starts, and come back when it stops.
     """
+    policy = parse_settings(settings)
     _change(
         uri,
         lambda connection: domains.attach(
-            connection, host, name, addresses, whole_card=not single, dry_run=dry_run
+            connection, host, name, addresses, policy=policy, whole_card=not single, dry_run=dry_run
         ),
     )
 
@@ -101,7 +117,51 @@ def show(host: Host, name: str, as_json: bool, uri: str) -> None:
         note("virtpass does not look after it; next: virtpass domain adopt " + one_line(report.name))
 
 
+@domain.command(
+    "policy",
+    epilog=f"Known: {known_policy()}. The first value is the default; of {WAIT}, {DEFAULT_POLICY.wait}.",
+)
+@_name
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@options.as_json
+@options.dry_run
+@options.connect
+@click.pass_obj
+def set_or_show_policy(
+    host: Host, name: str, settings: tuple[str, ...], as_json: bool, dry_run: bool, uri: str
+) -> None:
+    """Show what the hook may do with a domain, or set it from its next start on.
+
+    KEY= puts the default back. The domain may be running.
+    """
+    changes = parse_settings(settings)
+    if changes:
+        if as_json:
+            raise UsageError("policy", "--json shows the policy, and goes without KEY=VALUE")
+        _change(uri, lambda connection: domains.set_policy(connection, host, name, changes, dry_run=dry_run))
+        return
+    with Connection.open(uri) as connection:
+        policy = domains.policy(connection, name)
+    if as_json:
+        say_json(
+            {
+                "policy": _policy_json(policy),
+                "defaults": _policy_json(DEFAULT_POLICY),
+                "meaning": {key: meaning(key, value) for key, value in policy.attributes().items()},
+            }
+        )
+        return
+    special = unlike(policy, DEFAULT_POLICY)
+    settings_now = {key: f"{key}={value}" for key, value in policy.attributes().items()}
+    size = max(map(len, settings_now.values()))
+    for key, value in policy.attributes().items():
+        mark = "" if key in special else " (default)"
+        say(f"{settings_now[key]:<{size}}  {meaning(key, value)}{mark}")
+
+
 def _lines(report: DomainReport) -> Iterable[tuple[str, str]]:
+    if report.policy is not None and (special := unlike(report.policy, DEFAULT_POLICY)):
+        yield "policy", ", ".join(f"{key}={value}" for key, value in special.items())
     for one in report.devices:
         guest = one.hostdev.guest if one.hostdev is not None else None
         place = f"as {guest} in the guest" if guest is not None else "no address in the guest"
@@ -141,7 +201,7 @@ def report_json(report: DomainReport) -> dict[str, Any]:
         "active": report.is_active,
         "persistent": report.is_persistent,
         "ours": report.is_ours,
-        "policy": {"display": report.policy.display} if report.policy is not None else None,
+        "policy": _policy_json(report.policy) if report.policy is not None else None,
         "problem": report.problem or None,
         "devices": [
             {
@@ -154,3 +214,7 @@ def report_json(report: DomainReport) -> dict[str, Any]:
             for one in report.devices
         ],
     }
+
+
+def _policy_json(policy: Policy) -> dict[str, str | int]:
+    return {**policy.attributes(), WAIT: policy.wait}

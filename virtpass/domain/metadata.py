@@ -4,11 +4,11 @@ The element is described in ``docs/metadata.md``. The hook reads the same elemen
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from lxml import etree
 
-from virtpass.binding.policy import KNOWN_POLICY, NAMESPACE
+from virtpass.binding.policy import DEFAULT_POLICY, NAMESPACE, POLICY_KEYS, Policy, parse_policy
 from virtpass.domain.document import insert, insert_after, parse_document, remove
 from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
@@ -22,7 +22,7 @@ _ROOT_PORT = f"{{{NAMESPACE}}}root-port"
 _IDS = ("vendor", "device", "subsystem-vendor", "subsystem-device")
 _ATTRIBUTES = {
     _ELEMENT: frozenset[str](),
-    _POLICY: frozenset(KNOWN_POLICY),
+    _POLICY: frozenset(POLICY_KEYS),
     _DEVICE: frozenset({"address", *_IDS, "serial"}),
     _ROOT_PORT: frozenset({"index"}),
 }
@@ -30,17 +30,6 @@ _ATTRIBUTES = {
 # What stands before <metadata> in the XML that libvirt formats (virDomainDefFormatInternalSetRootName in
 # libvirt's src/conf/domain_conf.c), last first.
 _BEFORE_METADATA = ("description", "title", "hwuuid", "genid", "uuid", "name")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the hook may do.
-
-    Attributes:
-        display: ``refuse``: a card that programs of the host use is not taken from them.
-    """
-
-    display: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +50,7 @@ class Passthrough:
         root_ports: indexes of the root ports that virtpass added.
     """
 
-    policy: Policy = Policy()
+    policy: Policy = DEFAULT_POLICY
     devices: tuple[RecordedDevice, ...] = ()
     root_ports: tuple[int, ...] = ()
 
@@ -99,7 +88,8 @@ def template_policy(template: str) -> Policy:
 def write_passthrough(domain: etree._Element, passthrough: Passthrough | None, template: str) -> None:
     """Let our element in a domain document say ``passthrough``, or take it away when that is None.
 
-    Comments in the element stay. ``<metadata>`` goes with the last element in it.
+    Comments in the element stay, and so do values of the policy that are the defaults and written out all
+    the same. ``<metadata>`` goes with the last element in it.
 
     Raises:
         UsageError: the template is not one.
@@ -139,7 +129,7 @@ def _new_element(template: str) -> etree._Element:
 
 
 def _fill(element: etree._Element, passthrough: Passthrough, template: str) -> None:
-    _fill_policy(element, passthrough.policy)
+    _fill_policy(element, passthrough.policy, template)
     devices = {device.address: device for device in passthrough.devices}
     for child in element.findall(_DEVICE):
         device = devices.pop(PciAddress.parse(child.get("address", "")), None)
@@ -162,15 +152,26 @@ def _fill(element: etree._Element, passthrough: Passthrough, template: str) -> N
         insert(element, len(element), etree.Element(_ROOT_PORT, {"index": str(index)}))
 
 
-def _fill_policy(element: etree._Element, policy: Policy) -> None:
+def _fill_policy(element: etree._Element, policy: Policy, template: str) -> None:
+    """Write what changes. What is a default again is left out, unless the template has its key."""
     child = element.find(_POLICY)
+    present = {} if child is None else _attributes(child)
+    before = parse_policy(present).attributes()
+    changes = {key: value for key, value in policy.attributes().items() if value != before[key]}
+    if not changes:
+        return
     if child is None:
-        if policy == Policy():
-            return
         child = etree.Element(_POLICY)
         insert(element, 0, child)
-    for key, value in asdict(policy).items():
-        child.set(key, value)
+    pattern = _new_element(template).find(_POLICY)
+    defaults = DEFAULT_POLICY.attributes()
+    for key, value in changes.items():
+        if value != defaults[key] or (pattern is not None and key in pattern.attrib):
+            child.set(key, value)
+        else:
+            del child.attrib[key]
+    if not child.attrib:
+        remove(child)
 
 
 def _new_device(template: str) -> etree._Element:
@@ -219,7 +220,7 @@ def _parse(element: etree._Element) -> Passthrough:
     addresses = [device.address for device in devices]
     if len(set(addresses)) != len(addresses):
         raise _misunderstood("a device appears twice")
-    return Passthrough(policy or Policy(), tuple(devices), tuple(ports))
+    return Passthrough(policy or DEFAULT_POLICY, tuple(devices), tuple(ports))
 
 
 def _check(element: etree._Element) -> None:
@@ -236,12 +237,14 @@ def _check(element: etree._Element) -> None:
 
 
 def _parse_policy(element: etree._Element) -> Policy:
-    for key, value in element.items():
-        if value not in KNOWN_POLICY[key]:
-            raise _misunderstood(
-                f"policy {key}='{value}' is not known; known: {', '.join(KNOWN_POLICY[key])}"
-            )
-    return Policy(**{str(key): str(value) for key, value in element.items()})
+    try:
+        return parse_policy(_attributes(element))
+    except UsageError as error:
+        raise _misunderstood(error.line) from error
+
+
+def _attributes(element: etree._Element) -> dict[str, str]:
+    return {str(key): str(value) for key, value in element.items()}
 
 
 def _parse_device(element: etree._Element) -> RecordedDevice:

@@ -4,11 +4,12 @@ All functions here are pure: text in, plan out. A plan whose work is done alread
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lxml import etree
 
+from virtpass.binding.policy import DEFAULT_POLICY
 from virtpass.domain.addressing import Slot, place, read_topology, used_addresses
 from virtpass.domain.document import insert, insert_after, parse_document, remove, serialise
 from virtpass.domain.hostdev import Hostdev, hostdev_elements
@@ -19,6 +20,7 @@ from virtpass.domain.metadata import (
     template_policy,
     write_passthrough,
 )
+from virtpass.domain.policy import changed, meaning, unlike
 from virtpass.domain.templates import Templates, hostdev_element, packaged_templates, root_port_element
 from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
@@ -76,6 +78,7 @@ def plan_attach(
     libvirt_version: int,
     templates: Templates | None = None,
     *,
+    policy: Mapping[str, str] | None = None,
     virtual: frozenset[PciAddress] = frozenset(),
 ) -> DomainPlan:
     """Plan to give devices to a domain.
@@ -88,10 +91,11 @@ def plan_attach(
         devices: which, and what they are.
         libvirt_version: as libvirt counts, 9.0.0 is 9000000.
         templates: fragments to use instead of the packaged ones.
+        policy: values of the policy to set, by key.
         virtual: virtual functions among these devices and those of the domain; each is a card of its own.
 
     Raises:
-        UsageError: the XML is not understood, or no device is given.
+        UsageError: the XML or the policy is not understood, or no device is given.
         RefusedError: a device is a disk or network interface of the domain, or the guest has no room.
     """
     if not devices:
@@ -105,6 +109,7 @@ def plan_attach(
     new = [address for address in sorted(identities) if address not in present]
     edit.add_hostdevs(new, libvirt_version)
     edit.record(identities)
+    edit.set_policy(policy or {})
     edit.note_separate_functions(identities)
     edit.note_absent()
     return edit.plan()
@@ -186,6 +191,36 @@ def plan_adopt(
     return edit.plan()
 
 
+def plan_policy(
+    domain_xml: str, settings: Mapping[str, str], templates: Templates | None = None
+) -> DomainPlan:
+    """Plan to change what the hook may do with a domain.
+
+    Args:
+        domain_xml: as for `plan_attach`.
+        settings: values by key; all others stay.
+        templates: fragments to use instead of the packaged ones.
+
+    Raises:
+        UsageError: the XML or a setting is not understood.
+        RefusedError: the domain does not have our metadata.
+    """
+    edit = _Edit(domain_xml, templates)
+    if not edit.is_ours:
+        raise no_policy(edit.name)
+    edit.set_policy(settings)
+    return edit.plan(keeps_metadata=True)
+
+
+def no_policy(name: str) -> RefusedError:
+    """Return the error for a domain without our metadata."""
+    return RefusedError(
+        "not-ours",
+        f"virtpass does not look after domain '{name}', which has no policy then",
+        "let it with: virtpass domain adopt, or give it a device with: virtpass domain attach",
+    )
+
+
 @dataclass
 class _Edit:
     """A domain document on its way from before to after."""
@@ -205,12 +240,20 @@ class _Edit:
         if not self.name or not self.uuid:
             raise UsageError("xml-domain", "the domain's XML has no name or no UUID")
         recorded = read_passthrough(self.domain)
+        self.is_ours = recorded is not None
         self.passthrough = recorded or Passthrough(template_policy(self.fragments.metadata))
 
-    def plan(self) -> DomainPlan:
-        """Write our metadata and return the finished plan."""
-        is_ours = bool(self.passthrough.devices)
+    def plan(self, *, keeps_metadata: bool = False) -> DomainPlan:
+        """Write our metadata and return the finished plan.
+
+        Args:
+            keeps_metadata: keep the element also when no device is recorded in it.
+        """
+        is_ours = keeps_metadata or bool(self.passthrough.devices)
         write_passthrough(self.domain, self.passthrough if is_ours else None, self.fragments.metadata)
+        if self.is_ours and not is_ours:
+            lost = unlike(self.passthrough.policy, DEFAULT_POLICY)
+            self.changes += [f"forget policy {key}={value}" for key, value in lost.items()]
         after = serialise(self.domain)
         return DomainPlan(self.name, self.uuid, self.before, after, tuple(self.changes), tuple(self.notes))
 
@@ -281,6 +324,18 @@ class _Edit:
         self.changes += [f"forget what is recorded of {address}" for address in sorted(going)]
         devices = tuple(device for device in self.passthrough.devices if device.address not in going)
         self.passthrough = replace(self.passthrough, devices=devices)
+
+    def set_policy(self, settings: Mapping[str, str]) -> None:
+        """Set values of the policy, and say what they cost."""
+        before = self.passthrough.policy
+        policy = changed(before, settings)
+        old = before.attributes()
+        costly = unlike(policy, DEFAULT_POLICY)
+        for key, value in unlike(policy, before).items():
+            self.changes.append(f"set policy {key}={value} instead of {old[key]}")
+            if key in costly:
+                self.notes.append(f"{key}={value}: {meaning(key, value)}")
+        self.passthrough = replace(self.passthrough, policy=policy)
 
     def note_interfaces(self) -> None:
         """Say which network interfaces of the domain stay libvirt's business."""

@@ -11,13 +11,13 @@ Imported by the hook: the imports here are on its allow-list.
 """
 
 import os
-import syslog
-import time
 
-from virtpass.binding import engine, safety
+from virtpass.binding import engine, power, safety, steps
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
-from virtpass.binding.policy import KNOWN_POLICY, NAMESPACE
+from virtpass.binding.policy import NAMESPACE, Policy, parse_policy
+from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
+from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError, one_line
 from virtpass.system.host import Host
 
@@ -55,37 +55,34 @@ def run(host: Host, operation: str, xml: bytes) -> int:
     Returns:
         the exit status, as in `main`; the reason for 1 is one line on standard error.
     """
-    syslog.openlog("virtpass-hook", syslog.LOG_PID, syslog.LOG_DAEMON)
-    began = time.monotonic()
+    report = Report(operation)
     try:
         # The gate lets what it did not read to the end through; a foreign domain's XML may be odd.
         if operation == "prepare" and NAMESPACE.encode() not in xml:
             return 0
         request = parse_request(xml)
+        report.domain, report.uuid = request.name, request.uuid
         if operation == "prepare" and not ((request.is_ours and request.devices) or request.problem):
             return 0
         lock = engine.lock(host)
         try:
-            done = _prepare(host, request) if operation == "prepare" else _release(host, request)
+            done = (_prepare if operation == "prepare" else _release)(host, request, report)
         finally:
             os.close(lock)
     except VirtpassError as error:
-        return _failed(operation, error.line)
+        return _failed(report, error.line)
     except Exception as error:  # whatever it is, libvirt must get one line and not a traceback
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
-        return _failed(operation, one_line(f"fault in the hook: {type(error).__name__}: {error} ({place})"))
+        return _failed(report, one_line(f"fault in the hook: {type(error).__name__}: {error} ({place})"))
     if done:
-        _log(
-            syslog.LOG_INFO,
-            f"{operation} {one_line(request.name)}: {done} in {time.monotonic() - began:.2f} s",
-        )
+        report.finish(done)
     return 0
 
 
-def _prepare(host: Host, request: Request) -> str:
+def _prepare(host: Host, request: Request, report: Report) -> str:
     """Lend the domain's devices.
 
     Returns:
@@ -94,36 +91,82 @@ def _prepare(host: Host, request: Request) -> str:
     Raises:
         VirtpassError: the domain must not start; its devices are where they were.
     """
+    with report.step("check"):
+        policy, companions = _checked(host, request, report)
+    lent = [*request.devices, *companions]
+    homes = engine.homes(host, lent)
+    journal = Journal(host, request.uuid, request.name)
+    engine.lend(
+        host,
+        journal,
+        homes,
+        lambda: _make_ready(host, journal, policy, lent, report),
+        free=frozenset(companions if policy.companions == "free" else ()),
+        tell=report.done,
+    )
+    moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
+    return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
+
+
+def _checked(host: Host, request: Request, report: Report) -> tuple[Policy, list[PciAddress]]:
+    """Check all that can be checked before the first write.
+
+    Returns:
+        the domain's policy, and the other functions of its cards.
+
+    Raises:
+        VirtpassError: the domain must not start.
+    """
     if request.problem is not None:
         raise request.problem
-    for key, value in request.policy.items():
-        if value not in KNOWN_POLICY.get(key, ()):
-            known = ", ".join(f"{name}={'|'.join(values)}" for name, values in KNOWN_POLICY.items())
-            raise RefusedError(
-                "policy", f"the domain's policy {key}={value} is not known here", f"known: {known}"
-            )
+    policy = parse_policy(request.policy)
     if not is_uuid(request.uuid):
         raise RefusedError("uuid", f"'{request.uuid}' is not a UUID")
     if left := read_journal(host, request.uuid):
         # A hook that was killed, or a stop that could not give everything back.
-        _finish(host, left)
+        _finish(host, left, report)
     safety.refuse_switched_off(host)
-    safety.refuse_lent(host, request.devices, request.uuid)
-    for address in request.devices:
+    companions = safety.companions(host, request.devices)
+    lent = [*request.devices, *companions]
+    safety.refuse_lent(host, lent, request.uuid)
+    for address in lent:
         safety.refuse_unassignable(host, address)
     for address, recorded in request.identities.items():
         if address in request.devices:
             safety.refuse_other_device(host, address, recorded)
     # Before what is checked with it: whether unsafe interrupts are allowed is a parameter of a module.
     engine.load_vfio(host)
-    safety.refuse_unsafe(host, request.devices)
-    homes = engine.homes(host, request.devices)
-    engine.lend(host, Journal(host, request.uuid, request.name), homes)
-    moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
-    return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
+    hands_over = policy.display == "hand-over"
+    safety.refuse_unsafe(host, lent, hands_over=hands_over)
+    steps.refuse_unsafe(host)
+    if hands_over:
+        from virtpass.binding import display, nvidia
+
+        nvidia.refuse_shared(host, lent)
+        display.stoppable(host, lent)
+    return policy, companions
 
 
-def _release(host: Host, request: Request) -> str:
+def _make_ready(host: Host, journal: Journal, policy: Policy, lent: list[PciAddress], report: Report) -> None:
+    """Do what has to be done before drivers are changed: what can fail first, the desktop last.
+
+    Raises:
+        VirtpassError: it could not be done; it is undone from the journal.
+    """
+    steps.prepare(host, journal, lent, report.done)
+    power.keep_awake(host, journal, lent)
+    if policy.display == "hand-over":
+        from virtpass.binding import display, nvidia
+
+        with report.step("hand-over", ", ".join(map(str, lent))):
+            for text in display.hand_over(host, journal, lent, policy.wait):
+                report.done("stopped", text, 0.0)
+        engine.override_all(host, journal.homes)
+        with report.step("unload"):
+            nvidia.unload(host, journal, lent)
+
+
+def _release(host: Host, request: Request, report: Report) -> str:
     """Give back what the domain's journal says; nothing when there is none.
 
     Raises:
@@ -132,33 +175,27 @@ def _release(host: Host, request: Request) -> str:
     journal = read_journal(host, request.uuid) if is_uuid(request.uuid) else None
     if journal is None:
         return ""
-    _finish(host, journal)
+    _finish(host, journal, report)
     return f"{', '.join(str(home.address) for home in journal.homes)} given back"
 
 
-def _finish(host: Host, journal: Journal) -> None:
-    if problems := engine.give_back(host, journal):
+def _finish(host: Host, journal: Journal, report: Report) -> None:
+    problems = engine.give_back(host, journal, tell=report.done)
+    if kept := engine.lasting(problems):
         raise FailedError(
             "not-given-back",
-            "; ".join(problem.what for problem in problems),
+            "; ".join(problem.what for problem in kept),
             f"run virtpass recover (record: {DIRECTORY}/{journal.uuid})",
         )
 
 
-def _failed(operation: str, line: str) -> int:
-    _log(syslog.LOG_ERR, f"{operation}: {line}")
+def _failed(report: Report, line: str) -> int:
+    report.finish(problem=line)
     try:
         os.write(2, f"virtpass: {line}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         pass
     return 1
-
-
-def _log(priority: int, message: str) -> None:
-    try:
-        syslog.syslog(priority, message.encode("utf-8", "backslashreplace").decode())
-    except (OSError, ValueError):
-        pass
 
 
 def _read_all(descriptor: int) -> bytes:

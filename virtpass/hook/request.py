@@ -5,6 +5,8 @@ Imported by the hook: the imports here are on its allow-list.
 
 from pyexpat import ExpatError, ParserCreate
 
+from virtpass.binding.cpu_lists import parse_list
+from virtpass.binding.demand import Demand
 from virtpass.binding.policy import NAMESPACE
 from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
@@ -15,8 +17,22 @@ _UUID = ["domain", "uuid"]
 _NAME = ["domain", "name"]
 _HOSTDEV = ["domain", "devices", "hostdev"]
 _SOURCE_ADDRESS = [*_HOSTDEV, "source", "address"]
+_MEMORY = ["domain", "memory"]
 _PASSTHROUGH = ["domain", "metadata", f"{NAMESPACE} passthrough"]
 
+
+# Where the domain says what it takes of the host's memory and processors.
+_HUGE_PAGES = ["domain", "memoryBacking", "hugepages"]
+_PAGE = [*_HUGE_PAGES, "page"]
+_CELL = ["domain", "cpu", "numa", "cell"]
+_HOST_NODES = ["domain", "numatune", "memory"]
+_CELL_NODES = ["domain", "numatune", "memnode"]
+_TUNING = ["domain", "cputune"]
+
+# libvirt's units of memory, in bytes.
+_UNITS = {"b": 1, "bytes": 1}
+for _power, _letter in enumerate("kmgtpe", start=1):
+    _UNITS.update({_letter: 1024**_power, f"{_letter}ib": 1024**_power, f"{_letter}b": 1000**_power})
 
 # Elements of ours are not deeper than this; nothing below is looked at.
 _DEEPEST = 5
@@ -40,6 +56,7 @@ class Request:
         policy: the attributes of our policy element.
         devices: source addresses of its PCI hostdevs, in document order.
         identities: what was recorded of devices when they were attached.
+        demand: what it takes of the host's memory and processors.
         problem: what in the devices or in our element is not understood. A start must not go on with it;
             what is given back at the stop does not depend on it.
     """
@@ -51,6 +68,7 @@ class Request:
         self.policy: dict[str, str] = {}
         self.devices: list[PciAddress] = []
         self.identities: dict[PciAddress, Identity] = {}
+        self.demand = Demand()
         self.problem: UsageError | None = None
 
 
@@ -95,6 +113,7 @@ class _Reader:
         self._is_pci = False
         self._has_policy = False
         self._text: list[str] = []
+        self._memory_unit = ""
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self._path.append(tag)
@@ -104,6 +123,11 @@ class _Reader:
             self._take(tag, attributes)
         except UsageError as error:
             self.request.problem = self.request.problem or error
+        try:
+            self._take_demand(attributes)
+        except UsageError as error:
+            # Most domains are started without any tuning of the host.
+            self.request.demand.problem = self.request.demand.problem or error
 
     def _take(self, tag: str, attributes: dict[str, str]) -> None:
         path, request = self._path, self.request
@@ -136,16 +160,53 @@ class _Reader:
         elif path[:-2] == _PASSTHROUGH:
             raise _unknown(f"'{tag}'")
 
+    def _take_demand(self, attributes: dict[str, str]) -> None:
+        path, demand = self._path, self.request.demand
+        if path == _MEMORY:
+            self._memory_unit = attributes.get("unit", "KiB")
+        elif path == _HUGE_PAGES:
+            demand.has_huge_pages = True
+        elif path == _PAGE:
+            nodes = attributes.get("nodeset")
+            size = _kib(attributes.get("size", ""), attributes.get("unit", "KiB"))
+            demand.pages.append((size, None if nodes is None else parse_list(nodes)))
+        elif path == _CELL:
+            memory = _kib(attributes.get("memory", ""), attributes.get("unit", "KiB"))
+            # Without a number, they are counted.
+            demand.cells[_natural(attributes.get("id", str(len(demand.cells))))] = memory
+        elif path in (_HOST_NODES, _CELL_NODES):
+            # "preferred" binds nothing, and with placement=auto the nodes are not known before the start.
+            if attributes.get("mode") == "preferred" or "nodeset" not in attributes:
+                return
+            nodes_of_host = parse_list(attributes["nodeset"])
+            if path == _HOST_NODES:
+                demand.host_nodes = nodes_of_host
+            else:
+                demand.cell_nodes[_natural(attributes.get("cellid", ""))] = nodes_of_host
+        elif path[:-1] == _TUNING and path[-1] in ("vcpupin", "emulatorpin", "iothreadpin"):
+            pins = parse_list(attributes.get("cpuset", ""))
+            if path[-1] == "vcpupin":
+                demand.vcpu_pins |= pins
+            elif path[-1] == "emulatorpin":
+                demand.emulator_pins |= pins
+            else:
+                demand.iothread_pins |= pins
+
     def end(self, tag: str) -> None:
         if self._path == _UUID:
             self.request.uuid = "".join(self._text)
         elif self._path == _NAME:
             self.request.name = "".join(self._text)
+        elif self._path == _MEMORY:
+            try:
+                self.request.demand.memory = _kib("".join(self._text).strip(), self._memory_unit)
+            except UsageError as error:
+                self.request.demand.problem = self.request.demand.problem or error
         self._text.clear()
         self._path.pop()
 
     def text(self, characters: str) -> None:
-        if self._path in (_UUID, _NAME):
+        if self._path in (_UUID, _NAME, _MEMORY):
             self._text.append(characters)
 
 
@@ -155,6 +216,24 @@ def _unknown(what: str) -> UsageError:
         f"{what} in the metadata of virtpass is not known to this hook",
         "run virtpass hook install after an update",
     )
+
+
+def _kib(text: str, unit: str) -> int:
+    """Return an amount of memory in KiB, rounded up as libvirt does.
+
+    Raises:
+        UsageError: it is none.
+    """
+    scale = _UNITS.get(unit.lower())
+    if scale is None:
+        raise UsageError("memory-unit", f"'{unit}' is not a unit of memory")
+    return -(-_natural(text) * scale // 1024)
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise UsageError("memory", f"'{text}' in the domain's XML is not a number")
+    return int(text)
 
 
 def _refuse_doctype(*_: object) -> None:

@@ -1,12 +1,13 @@
-"""Which domain has which device: attach, detach, adopt, show."""
+"""Which domain has which device, and what the hook may do: attach, detach, adopt, show, policy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from virtpass.binding.policy import Policy
 from virtpass.domain.document import normalise
 from virtpass.domain.hostdev import Hostdev, parse_hostdevs
-from virtpass.domain.metadata import Policy, parse_passthrough
-from virtpass.domain.plan import DomainPlan, plan_adopt, plan_attach, plan_detach
+from virtpass.domain.metadata import parse_passthrough
+from virtpass.domain.plan import DomainPlan, no_policy, plan_adopt, plan_attach, plan_detach, plan_policy
 from virtpass.domain.proof import difference
 from virtpass.domain.templates import load_templates
 from virtpass.pci.address import PciAddress
@@ -86,6 +87,7 @@ def attach(
     name: str,
     addresses: Iterable[PciAddress],
     *,
+    policy: Mapping[str, str] | None = None,
     whole_card: bool = True,
     dry_run: bool = False,
 ) -> DomainResult:
@@ -96,10 +98,12 @@ def attach(
         host: where the devices are.
         name: the domain's name or UUID.
         addresses: the devices.
+        policy: values of the policy to set, by key.
         whole_card: attach all functions of their slots; the virtual functions of a card do not count.
         dry_run: plan only.
 
     Raises:
+        UsageError: the policy is not known.
         NotFoundError: no such domain or device.
         RefusedError: the domain runs, is transient or has a saved state; a device cannot be isolated as
             things are; the guest has no room.
@@ -113,7 +117,7 @@ def attach(
     notes = _judged(inventory, wanted, frozenset(wanted) | present)
     devices = [(address, read_device(host, address).identity) for address in wanted]
     virtual = _virtual(host, present | set(wanted))
-    plan = plan_attach(xml, devices, connection.version, load_templates(host), virtual=virtual)
+    plan = plan_attach(xml, devices, connection.version, load_templates(host), policy=policy, virtual=virtual)
     return _finish(connection, domain, plan, dry_run, notes + _shared(connection, plan, wanted))
 
 
@@ -183,6 +187,49 @@ def adopt(connection: Connection, host: Host, name: str, *, dry_run: bool = Fals
     return _finish(connection, domain, plan, dry_run, _shared(connection, plan, devices))
 
 
+def policy(connection: Connection, name: str) -> Policy:
+    """Return what the hook may do with a domain from its next start on.
+
+    Raises:
+        NotFoundError: no such domain.
+        UsageError: its metadata is not understood.
+        RefusedError: virtpass does not look after it.
+    """
+    domain = connection.domain(name)
+    passthrough = parse_passthrough(domain.shown_xml())
+    if passthrough is None:
+        raise no_policy(domain.name)
+    return passthrough.policy
+
+
+def set_policy(
+    connection: Connection, host: Host, name: str, settings: Mapping[str, str], *, dry_run: bool = False
+) -> DomainResult:
+    """Change what the hook may do with a domain, from its next start on.
+
+    Args:
+        connection: libvirt.
+        host: where templates of the user may be.
+        name: the domain's name or UUID; it may run.
+        settings: values by key; all others stay.
+        dry_run: plan only.
+
+    Raises:
+        UsageError: a setting or the domain's metadata is not understood.
+        NotFoundError: no such domain.
+        RefusedError: virtpass does not look after the domain, or it is transient.
+        FailedError: libvirt did not accept the change; the domain is as it was.
+    """
+    domain = _persistent(connection, name)
+    plan = plan_policy(domain.inactive_xml(), settings, load_templates(host))
+    notes = []
+    if domain.is_active:
+        notes.append(f"domain '{domain.name}' is running; this counts from its next start on")
+    elif domain.has_saved_state:
+        notes.append(f"domain '{domain.name}' has a saved state; this counts once it starts without it")
+    return _finish(connection, domain, plan, dry_run, () if plan.is_empty else tuple(notes))
+
+
 def show(connection: Connection, host: Host, name: str) -> DomainReport:
     """Return a domain and its devices.
 
@@ -197,8 +244,8 @@ def list_domains(connection: Connection, host: Host) -> list[DomainReport]:
     return [_report(domain, host) for domain in connection.domains()]
 
 
-def _resting(connection: Connection, name: str) -> Domain:
-    """Return a domain that may be redefined."""
+def _persistent(connection: Connection, name: str) -> Domain:
+    """Return a domain that has a definition to change."""
     domain = connection.domain(name)
     if not domain.is_persistent:
         raise RefusedError(
@@ -206,6 +253,12 @@ def _resting(connection: Connection, name: str) -> Domain:
             f"domain '{domain.name}' is transient: it has no definition that a change could go into",
             "define it first with: virsh define",
         )
+    return domain
+
+
+def _resting(connection: Connection, name: str) -> Domain:
+    """Return a domain whose devices may be changed."""
+    domain = _persistent(connection, name)
     if domain.is_active:
         raise RefusedError("running", f"domain '{domain.name}' is running", "shut it down first")
     if domain.has_saved_state:

@@ -73,11 +73,13 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
         if _is_running(host, journal, active):
             return Recovery(uuid, journal.name, "running", (), ())
         now, problems = engine.present_state(host, journal)
-        steps = tuple(map(str, engine.steps_to_give_back(journal.homes, now)))
+        moves = map(str, engine.steps_to_give_back(journal.homes, now))
+        steps = (*moves, *(f"undo {' '.join(effect)}" for effect in reversed(journal.effects)))
         if dry_run:
             return Recovery(uuid, journal.name, "pending", steps, _lines(problems))
         problems = engine.give_back(host, journal)
-        return Recovery(uuid, journal.name, "failed" if problems else "recovered", steps, _lines(problems))
+        state = "failed" if engine.lasting(problems) else "recovered"
+        return Recovery(uuid, journal.name, state, steps, _lines(problems))
     except VirtpassError as error:
         return Recovery(uuid, "", "failed", (), (error.line,))
     except Exception as error:

@@ -22,6 +22,8 @@ _FILE_MODE = 0o644
 # Who may open a file may lock it; and a file that is being written is nobody else's yet.
 _PRIVATE_MODE = 0o600
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Of the programs that are run.
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
@@ -202,7 +204,7 @@ class Host:
             child = os.posix_spawn(
                 argv[0],
                 argv,
-                {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+                _ENVIRONMENT,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, descriptor, "/dev/null", os.O_RDWR, 0) for descriptor in (0, 1, 2)
                 ],
@@ -219,6 +221,28 @@ class Host:
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
         return None
+
+    def run_program(
+        self, argv: list[str], environment: dict[str, str], deadline: float
+    ) -> tuple[int | None, str]:
+        """Run a program of the administrator, and end it with its process group after a deadline.
+
+        Args:
+            argv: absolute path of the program and its arguments.
+            environment: what it gets beside the search path and the plain locale.
+            deadline: seconds.
+
+        Returns:
+            its exit status (negative for a signal, None when it had to be ended), and the end of its output.
+
+        Raises:
+            OSError: it cannot be run.
+            ValueError: an argument has a byte 0.
+        """
+        # Not at the top: few starts of a domain run one.
+        from virtpass.system.program import run_program
+
+        return run_program(self.path(argv[0]), argv, {**_ENVIRONMENT, **environment}, deadline)
 
     # files of our own
 

@@ -1,0 +1,333 @@
+"""A desktop lets go of its card and comes back: whoever has it open is asked in the right way, or named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
+from virtpass.binding import display, effects, engine, nvidia, power
+from virtpass.binding.journal import Journal, read_journal
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError, RefusedError
+
+# No process of the machine that runs the tests has such a number.
+XORG, SHELL, PIPEWIRE, SSH, CONTAINER = range(7_000_001, 7_000_006)
+CARD0, SOUND = "/dev/dri/card0", "/dev/snd/controlC0"
+MANAGER = "lightdm.service"
+USER = "/user.slice/user-1000.slice"
+DEVICES = [CARD, AUDIO]
+
+
+class Desktop(SimulatedHost):
+    """A host with programs that have devices open, and systemd, which stops and starts them.
+
+    Attributes:
+        programs: what was run, as words.
+        stubborn: units that do not stop.
+        loaded_again: modules that are in use.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.programs: list[str] = []
+        self.stubborn: set[str] = set()
+        self.loaded_again: set[str] = set()
+
+    def begin(self, process: int, name: str, cgroup: str, node: str) -> None:
+        """Let a process run and have a node open."""
+        self.put(f"/proc/{process}/comm", f"{name}\n")
+        self.put(f"/proc/{process}/cgroup", f"0::{cgroup}\n")
+        self.put(f"/proc/{process}/fd/.keep")
+        os.symlink(node, self.path(f"/proc/{process}/fd/11"))
+        os.makedirs(self.path(f"/sys/fs/cgroup{cgroup}"), exist_ok=True)
+
+    def end(self, part: str) -> None:
+        """End the processes whose cgroup has a part."""
+        for name in self.names("/proc"):
+            if part in (self.read(f"/proc/{name}/cgroup") or "").split("/"):
+                shutil.rmtree(self.path(f"/proc/{name}"))
+
+    def run(self, argv: list[str], deadline: float) -> int | None:
+        self.programs.append(" ".join([os.path.basename(argv[0]), *argv[1:]]))
+        name = os.path.basename(argv[0])
+        if name == "systemctl":
+            verb, unit = argv[1], argv[-1]
+            if verb == "stop" and unit in self.stubborn:
+                return 1
+            if verb == "stop":
+                self.end(unit)
+            return 0
+        if name == "loginctl":
+            self.end(f"session-{argv[2]}.scope")
+            session = self.read(f"/run/systemd/sessions/{argv[2]}") or ""
+            user = next((line[4:] for line in session.splitlines() if line.startswith("UID=")), "")
+            self.end(f"user@{user}.service")
+            return 0
+        if name == "rmmod":
+            module = argv[-1]
+            if module in self.loaded_again:
+                return 1
+            shutil.rmtree(self.path(f"/sys/module/{module}"))
+            if module == "nvidia":
+                for address in (CARD, NIC):
+                    if self.link_name(f"/sys/bus/pci/devices/{address}/driver") == "nvidia":
+                        os.unlink(self.path(f"/sys/bus/pci/devices/{address}/driver"))
+                        os.unlink(self.path(f"/sys/bus/pci/drivers/nvidia/{address}"))
+            return 0
+        if name == "modprobe" and argv[-1].startswith("nvidia"):
+            self.put(f"/sys/module/{argv[-1]}/refcnt", "0\n")
+            return 0
+        return 0 if name == "udevadm" else super().run(argv, deadline)
+
+    def write_attribute(self, path: str, value: str, deadline: float) -> None:
+        if path.endswith(("/power/control", "/d3cold_allowed")) or "/vtconsole/" in path:
+            self.put(path, f"{value}\n")
+            return
+        super().write_attribute(path, value, deadline)
+
+    def session(self, number: str, *, seat: str = "seat0", terminal: str = "7") -> None:
+        """Let logind know of a session of the first user."""
+        self.put(f"/run/systemd/sessions/{number}", f"UID=1000\nSEAT={seat}\nVTNR={terminal}\nTYPE=x11\n")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Desktop:
+    plain = desktop(os.fspath(tmp_path))
+    host = Desktop(plain.root)
+    host.__dict__.update({key: value for key, value in plain.__dict__.items() if key not in host.__dict__})
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/dev", "226:0\n")
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/uevent", "DEVNAME=dri/card0\n")
+    host.put(f"/sys/bus/pci/devices/{AUDIO}/sound/card0/controlC0/dev", "116:0\n")
+    host.put(f"/sys/bus/pci/devices/{AUDIO}/sound/card0/controlC0/uevent", "DEVNAME=snd/controlC0\n")
+    return host
+
+
+def with_lightdm(host: Desktop) -> None:
+    host.link("/etc/systemd/system/display-manager.service", f"/lib/systemd/system/{MANAGER}")
+    host.begin(XORG, "Xorg", f"/system.slice/{MANAGER}", CARD0)
+    host.session("3")
+
+
+def begun(host: Desktop) -> Journal:
+    journal = Journal(host, GUEST, "guest")
+    journal.begin(engine.homes(host, DEVICES))
+    return journal
+
+
+def hand_over(host: Desktop, journal: Journal) -> list[str]:
+    return display.hand_over(host, journal, DEVICES, 0.1)
+
+
+def test_a_card_that_nobody_uses_needs_nothing_to_be_stopped(host: Desktop) -> None:
+    assert hand_over(host, begun(host)) == []
+    assert host.programs == []
+
+
+def test_the_display_manager_is_stopped_and_started_again(host: Desktop) -> None:
+    with_lightdm(host)
+    journal = begun(host)
+    assert hand_over(host, journal) == [f"{MANAGER} stopped"]
+    assert host.programs == [f"systemctl stop -- {MANAGER}"]
+    host.programs.clear()
+    found = read_journal(host, GUEST)
+    assert found is not None
+    assert effects.undo(host, found) == []
+    # The card's node is waited for before anything draws on it.
+    assert host.programs == [
+        "udevadm settle --timeout=10",
+        f"systemctl reset-failed -- {MANAGER}",
+        f"systemctl start -- {MANAGER}",
+    ]
+
+
+def test_a_session_of_wayland_does_not_end_with_the_display_manager(host: Desktop) -> None:
+    with_lightdm(host)
+    host.begin(SHELL, "gnome-shell", f"{USER}/user@1000.service/session.slice/shell.service", CARD0)
+    host.begin(PIPEWIRE, "pipewire", f"{USER}/user@1000.service/session.slice/pipewire.service", SOUND)
+    done = hand_over(host, begun(host))
+    assert done == [f"{MANAGER} stopped", "session 3 ended"]
+    assert host.programs[0] == f"systemctl stop -- {MANAGER}"
+    assert "loginctl terminate-session 3" in host.programs
+
+
+def test_a_login_that_comes_by_itself_again_is_stopped_too(host: Desktop) -> None:
+    host.session("5", terminal="1")
+    getty = "getty@tty1.service"
+    os.makedirs(host.path(f"/sys/fs/cgroup/system.slice/system-getty.slice/{getty}"))
+    host.begin(SHELL, "sway", f"{USER}/session-5.scope", CARD0)
+    journal = begun(host)
+    assert hand_over(host, journal) == [f"{getty} stopped", "session 5 ended"]
+    assert ("unit", getty) in journal.effects
+
+
+def test_services_that_use_the_card_are_stopped(host: Desktop) -> None:
+    host.begin(XORG, "nvidia-persiste", "/system.slice/nvidia-persistenced.service", CARD0)
+    assert hand_over(host, begun(host)) == ["nvidia-persistenced.service stopped"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cgroup"),
+    [
+        ("cuda", f"{USER}/session-9.scope"),
+        ("ollama", "/machine.slice/docker-4f3e.scope"),
+        ("stranger", "/"),
+    ],
+)
+def test_who_cannot_be_asked_is_named_before_anything_is_stopped(
+    host: Desktop, name: str, cgroup: str
+) -> None:
+    with_lightdm(host)
+    host.session("9", seat="", terminal="")
+    host.begin(SSH, name, cgroup, CARD0)
+    journal = begun(host)
+    with pytest.raises(RefusedError, match=f"{name} \\(process {SSH}, {CARD0}\\)"):
+        hand_over(host, journal)
+    assert host.programs == []
+    assert journal.effects == []
+
+
+def test_logind_itself_is_never_stopped(host: Desktop) -> None:
+    host.begin(XORG, "systemd-logind", "/system.slice/systemd-logind.service", CARD0)
+    with pytest.raises(RefusedError, match="systemd-logind"):
+        hand_over(host, begun(host))
+    assert host.programs == []
+
+
+def test_a_service_that_does_not_stop(host: Desktop) -> None:
+    with_lightdm(host)
+    host.stubborn.add(MANAGER)
+    journal = begun(host)
+    with pytest.raises(FailedError, match=f"{MANAGER} cannot be stopped"):
+        hand_over(host, journal)
+    # It is on record all the same: it may have stopped half way.
+    assert ("unit", MANAGER) in journal.effects
+
+
+def test_nothing_is_started_on_a_card_without_a_display(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_lightdm(host)
+    hand_over(host, begun(host))
+    shutil.rmtree(host.path(f"/sys/bus/pci/devices/{CARD}/drm"))
+    monkeypatch.setattr(display, "_NODE_DEADLINE", 0.05)
+    host.programs.clear()
+    found = read_journal(host, GUEST)
+    assert found is not None
+    problems = effects.undo(host, found)
+    assert [problem.what for problem in problems] == [
+        f"{CARD} is back, but its driver shows no display",
+        f"{MANAGER} is not started: its display is not there",
+    ]
+    assert not [one for one in host.programs if "start" in one]
+
+
+@pytest.mark.parametrize(
+    "unit", ["-H.service", "a b.service", "../x.service", "lightdm", "--now.service", ""]
+)
+def test_a_record_names_a_service_and_nothing_else(host: Desktop, unit: str) -> None:
+    journal = begun(host)
+    journal.add(("unit", unit))
+    assert len(effects.undo(host, journal)) == 1
+    assert host.programs == []
+
+
+# consoles
+
+
+def consoles(host: Desktop, *cards: PciAddress) -> None:
+    host.put("/sys/class/vtconsole/vtcon0/name", "(S) dummy device\n")
+    host.put("/sys/class/vtconsole/vtcon0/bind", "0\n")
+    host.put("/sys/class/vtconsole/vtcon1/name", "(M) frame buffer device\n")
+    host.put("/sys/class/vtconsole/vtcon1/bind", "1\n")
+    for number, card in enumerate(cards):
+        real = host.real_path(f"/sys/bus/pci/devices/{card}")
+        host.put(f"{real}/graphics/fb{number}/dev", f"29:{number}\n")
+        host.link(f"/sys/class/graphics/fb{number}", f"{real}/graphics/fb{number}")
+
+
+def test_the_consoles_leave_the_card_and_come_back(host: Desktop) -> None:
+    consoles(host, CARD)
+    journal = begun(host)
+    hand_over(host, journal)
+    assert host.read("/sys/class/vtconsole/vtcon1/bind") == "0"
+    assert effects.undo(host, journal) == []
+    assert host.read("/sys/class/vtconsole/vtcon1/bind") == "1"
+    assert host.read("/sys/class/vtconsole/vtcon0/bind") == "0"
+
+
+def test_consoles_stay_that_are_on_another_card_too(host: Desktop) -> None:
+    consoles(host, CARD, NIC)
+    hand_over(host, begun(host))
+    assert host.read("/sys/class/vtconsole/vtcon1/bind") == "1"
+
+
+# power
+
+
+def test_devices_and_the_port_above_them_are_kept_awake(host: Desktop) -> None:
+    above = PciAddress.parse("00:04.0")
+    for address in (CARD, AUDIO, above):
+        host.put(f"/sys/bus/pci/devices/{address}/power/control", "auto\n")
+        host.put(f"/sys/bus/pci/devices/{address}/d3cold_allowed", "1\n")
+    journal = begun(host)
+    power.keep_awake(host, journal, DEVICES)
+
+    def read(name: str) -> set[str | None]:
+        return {host.read(f"/sys/bus/pci/devices/{one}/{name}") for one in DEVICES}
+
+    assert (read("power/control"), read("d3cold_allowed")) == ({"on"}, {"0"})
+    # Somebody else's later word stays.
+    host.put(f"/sys/bus/pci/devices/{AUDIO}/power/control", "auto\n")
+    assert effects.undo(host, journal) == []
+    assert (read("power/control"), read("d3cold_allowed")) == ({"auto"}, {"1"})
+
+
+# nvidia
+
+
+def on_nvidia(host: Desktop, *addresses: PciAddress) -> None:
+    host.add_driver("nvidia")
+    for address in addresses:
+        path = f"/sys/bus/pci/devices/{address}/driver"
+        host.link(path, "/sys/bus/pci/drivers/nvidia")
+        host.link(f"/sys/bus/pci/drivers/nvidia/{address}", f"/sys/bus/pci/devices/{address}")
+    for name in ("nvidia", "nvidia_modeset", "nvidia_drm"):
+        host.put(f"/sys/module/{name}/refcnt", "1\n")
+
+
+def test_nvidia_is_unloaded_and_never_unbound(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    nvidia.refuse_shared(host, DEVICES)
+    journal = begun(host)
+    nvidia.unload(host, journal, DEVICES)
+    assert host.programs == ["rmmod -- nvidia_drm", "rmmod -- nvidia_modeset", "rmmod -- nvidia"]
+    assert host.calls == []
+    host.programs.clear()
+    assert effects.undo(host, journal) == []
+    assert host.programs == ["modprobe -- nvidia_drm", "modprobe -- nvidia_modeset", "modprobe -- nvidia"]
+
+
+def test_nvidia_in_use_is_told_and_loaded_again(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    host.loaded_again.add("nvidia_modeset")
+    journal = begun(host)
+    with pytest.raises(RefusedError, match=r"nvidia_modeset cannot be unloaded: it is in use \(1 users\)"):
+        nvidia.unload(host, journal, DEVICES)
+    assert effects.undo(host, journal) == []
+    assert host.exists("/sys/module/nvidia_drm")
+
+
+def test_nvidia_that_another_card_needs_stays(host: Desktop) -> None:
+    on_nvidia(host, CARD, NIC)
+    with pytest.raises(RefusedError, match=f"{NIC} would lose it too"):
+        nvidia.refuse_shared(host, DEVICES)
+
+
+def test_another_driver_is_not_unloaded(host: Desktop) -> None:
+    assert nvidia.unload(host, begun(host), DEVICES) == []
+    nvidia.refuse_shared(host, DEVICES)
+    assert host.programs == []

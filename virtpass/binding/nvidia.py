@@ -1,0 +1,85 @@
+"""The proprietary NVIDIA driver is unloaded, never unbound.
+
+An unbind that finds a user never ends, even when the user does, and users in the kernel show nowhere
+(NVIDIA/open-gpu-kernel-modules issues 1119 and 1374). Unloading a module fails cleanly while it is in use.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from virtpass.binding.journal import Journal
+from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.host import Host
+
+DRIVER = "nvidia"
+MODULE = "module"
+
+_DEADLINE = 30.0
+# Each before those that it uses.
+_MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
+
+
+def refuse_shared(host: Host, addresses: list[PciAddress]) -> None:
+    """Refuse cards whose driver serves another one too, which would lose it.
+
+    Raises:
+        RefusedError: naming the other one.
+    """
+    if not any(sysfs.driver(host, address) == DRIVER for address in addresses):
+        return
+    bound = sysfs.parsed(host.names(f"{sysfs.DRIVERS}/{DRIVER}"))
+    if others := [str(address) for address in bound if address not in addresses]:
+        raise RefusedError(
+            "nvidia-driver",
+            f"nvidia has to be unloaded, and {', '.join(others)} would lose it too",
+            "keep nvidia off the card that is lent from boot on: virtpass host plan --bind ADDRESS",
+        )
+
+
+def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[str]:
+    """Unload the driver where one of the devices is bound to it.
+
+    The override of its devices names another driver by now, so that rules of udev which load it again do no
+    harm.
+
+    Returns:
+        what was done, as sentences without a full stop.
+
+    Raises:
+        RefusedError: a module is in use.
+        FailedError: it could not be recorded.
+    """
+    if not any(sysfs.driver(host, address) == DRIVER for address in addresses):
+        return []
+    loaded = [name for name in _MODULES if host.exists(f"/sys/module/{name}")]
+    journal.add(*((MODULE, name) for name in reversed(loaded)))
+    for name in loaded:
+        if host.run(["/sbin/rmmod", "--", name], _DEADLINE) != 0 and host.exists(f"/sys/module/{name}"):
+            count = host.read(f"/sys/module/{name}/refcnt") or "?"
+            raise RefusedError(
+                "nvidia-driver",
+                f"the module {name} cannot be unloaded: it is in use ({count} users)",
+                "end what uses the card; lsof /dev/nvidia* may tell",
+            )
+    return [f"{', '.join(loaded)} unloaded"]
+
+
+def load_again(host: Host, fields: tuple[str, ...]) -> None:
+    """Load a module that was unloaded.
+
+    Raises:
+        FailedError: it is not there afterwards.
+        ValueError: the record is none.
+    """
+    (name,) = fields
+    if name not in _MODULES:
+        raise ValueError("not a module that virtpass unloads")
+    if host.exists(f"/sys/module/{name}"):
+        return
+    host.run(["/sbin/modprobe", "--", name], _DEADLINE)
+    if not host.exists(f"/sys/module/{name}"):
+        raise FailedError("module", f"the module {name} cannot be loaded again", f"try: modprobe {name}")
+
+
+UNDO = {MODULE: load_again}

@@ -1,0 +1,142 @@
+"""What the hook tells the system's log: one line for each step of a hand-over, and one for the whole.
+
+Each line is a list of ``key=value``. A value that has anything but plain printable characters is written as a
+JSON string, so that whatever a domain is called neither ends the value nor the line. Keys, in this order:
+
+    event, domain, uuid      what libvirt asked for, and for whom
+    id                       the same in all lines of one hand-over
+    step, detail             what was done to what; only ``detail`` in the last line, which is about the whole
+    ms                       how long it took
+    outcome                  done or failed
+    problem, output          where there is any: what went wrong, and what a program said
+    steps                    in the last line: how many lines came before it
+
+`virtpass.operations.hand_overs` reads them. A line is sent as soon as its step has ended: it costs some
+microseconds, and whatever stops the hook then leaves what happened before.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from __future__ import annotations
+
+import os
+import syslog
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+IDENTIFIER = "virtpass-hook"
+DONE, FAILED = "done", "failed"
+
+# Characters of one value. Some system loggers cut off lines of more than 8 KiB.
+LONGEST = 1000
+
+# What a value may not have to be written as it is.
+_SPECIAL = frozenset(' "=\\')
+
+
+class Report:
+    """What is told of one hand-over; its time begins when it is made.
+
+    Args:
+        event: ``prepare`` or ``release``.
+        domain: the domain's name, as far as it is known.
+        uuid: its UUID, as far as it is known.
+
+    Attributes:
+        domain, uuid: may be set when they are known.
+    """
+
+    def __init__(self, event: str, domain: str = "", uuid: str = "") -> None:
+        self.event = event
+        self.domain = domain
+        self.uuid = uuid
+        self._id = os.urandom(4).hex()
+        self._began = time.monotonic()
+        self._count = 0
+        syslog.openlog(IDENTIFIER, syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def step(self, name: str, detail: str = "") -> Step:
+        """Return a context whose duration is told as that of a step; an error in it as its failure."""
+        return Step(self, name, detail)
+
+    def done(self, name: str, detail: str, seconds: float, problem: str = "", output: str = "") -> None:
+        """Tell of a step that has ended.
+
+        Args:
+            name: what was done: one word.
+            detail: to what; may be empty.
+            seconds: how long it took.
+            problem: what went wrong; empty when nothing did.
+            output: what a program said; the end of it is told.
+        """
+        self._count += 1
+        self._send([("step", name), ("detail", detail)], seconds, problem, [("output", output[-LONGEST:])])
+
+    def finish(self, detail: str = "", problem: str = "") -> None:
+        """Tell of the whole.
+
+        Args:
+            detail: what was done.
+            problem: why it failed; empty when it did not.
+        """
+        seconds = time.monotonic() - self._began
+        self._send([("detail", detail)], seconds, problem, [("steps", str(self._count))])
+
+    def _send(
+        self, head: list[tuple[str, str]], seconds: float, problem: str, tail: list[tuple[str, str]]
+    ) -> None:
+        fields = [
+            ("event", self.event),
+            ("domain", self.domain),
+            ("uuid", self.uuid),
+            ("id", self._id),
+            *head,
+        ]
+        fields += [("ms", f"{seconds * 1000:.0f}"), ("outcome", FAILED if problem else DONE)]
+        fields += [("problem", problem), *tail]
+        text = " ".join(f"{key}={_written(value)}" for key, value in fields if value)
+        try:
+            syslog.syslog(syslog.LOG_ERR if problem else syslog.LOG_INFO, text)
+        except (OSError, ValueError):
+            pass  # a hand-over does not depend on the log
+
+
+class Step:
+    """The time in which a step is made."""
+
+    def __init__(self, report: Report, name: str, detail: str) -> None:
+        self._report = report
+        self._name = name
+        self._detail = detail
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._began = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell how long it took and what went wrong; the error goes on."""
+        problem = "" if error is None else str(error) or type(error).__name__
+        self._report.done(self._name, self._detail, time.monotonic() - self._began, problem)
+
+
+def _written(value: str) -> str:
+    if len(value) > LONGEST:
+        value = f"{value[: LONGEST - 1]}…"
+    if value.isprintable() and _SPECIAL.isdisjoint(value):
+        return value
+    return f'"{"".join(map(_escaped, value))}"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    code = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{code[at : at + 4]}" for at in range(0, len(code), 4))
