@@ -594,6 +594,7 @@ def test_without_pinning_all_cpus_have_the_governor(host: SimulatedHost) -> None
         ("allowed-cpus", GUEST, "2-3", "--property", "", "no"),
         ("allowed-cpus", GUEST, "x", "user.slice", "", "no"),
         ("interrupt", GUEST, "2-3", "../9", "0-7", "0-1"),
+        ("interrupt", GUEST, "2-3", "9", "", "0-1"),
         ("governor", GUEST, "policy0/../x", "powersave"),
         ("governor", GUEST, "policy0"),
     ],

@@ -16,8 +16,6 @@ _KNOWN = (
     ("/sys/bus/pci/devices/", "/power/control"),
     ("/sys/bus/pci/devices/", "/d3cold_allowed"),
     ("/sys/class/vtconsole/", "/bind"),
-    ("/sys/devices/system/cpu/", "/cpufreq/scaling_governor"),
-    ("/proc/irq/", "/smp_affinity_list"),
 )
 
 

@@ -26,7 +26,7 @@ _SYSTEMCTL = "/usr/bin/systemctl"
 _LOGINCTL = "/usr/bin/loginctl"
 _UDEVADM = "/usr/bin/udevadm"
 # systemd itself ends a service that does not end, after 90 s unless the service says otherwise.
-_STOP_DEADLINE = 100.0
+STOP_DEADLINE = 100.0
 _START_DEADLINE = 60.0
 _NODE_DEADLINE = 15.0
 _SETTLE = 10
@@ -97,12 +97,12 @@ def hand_over(host: Host, journal: Journal, addresses: list[PciAddress], wait: f
             asked.add(unit)
             journal.add((UNIT, unit))
             done.append(f"{unit} stopped")
-            if host.run([_SYSTEMCTL, "stop", "--", unit], _STOP_DEADLINE) != 0:
+            if host.run([_SYSTEMCTL, "stop", "--", unit], STOP_DEADLINE) != 0:
                 raise FailedError("service", f"{unit} cannot be stopped", f"look at: systemctl status {unit}")
         for session in ended:
             asked.add(session)
             done.append(f"session {session} ended")
-            host.run([_LOGINCTL, "terminate-session", session], _STOP_DEADLINE)
+            host.run([_LOGINCTL, "terminate-session", session], STOP_DEADLINE)
         if not _wait_for_free(host, addresses, wait):
             break
         if not units and not ended:

@@ -11,7 +11,7 @@ Imported by the hook: the imports here are on its allow-list.
 """
 
 from virtpass.binding.cpu_lists import parse_list, render_list
-from virtpass.binding.journal import Journal, is_uuid
+from virtpass.binding.journal import Journal, is_uuid, read_journal
 from virtpass.binding.others import effects_of_others, isolated_by_others
 from virtpass.binding.processors import processors, unions
 from virtpass.system.errors import FailedError, UsageError
@@ -98,9 +98,10 @@ def move_back(host: Host, fields: tuple[str, ...]) -> None:
     Raises:
         OSError: the kernel refused.
         ValueError: the record is none.
+        VirtpassError: where it goes could not be recorded for another domain.
     """
     uuid, cpus, number, base, _ = fields
-    if not (_is_number(number) and is_uuid(uuid)):
+    if not (_is_number(number) and is_uuid(uuid) and base):
         raise ValueError("not an interrupt")
     present = _affinity(host, number)
     # Where it may go to a CPU of the domain, it has never left, or is back.
@@ -112,9 +113,11 @@ def move_back(host: Host, fields: tuple[str, ...]) -> None:
     taken = frozenset().union(*(parse_list(known[1]) for known in others))
     target = parse_list(base) - taken
     if not target:
-        # It was elsewhere for one of the others alone.
-        wanted = [parse_list(known[4]) for known in others]
-        target = next((one for one in wanted if not one & taken), processors(host, "online") - taken)
+        # It is elsewhere for others alone now; the record of one of them has to tell where.
+        target = processors(host, "online").difference(*isolated_by_others(host, uuid))
+        journal = read_journal(host, others[0][0])
+        if journal is not None and target not in _affinities(others):
+            journal.add((INTERRUPT, *others[0][:4], render_list(target)))
     if present != target:
         host.write_attribute(_path(number), render_list(target), _DEADLINE)
 

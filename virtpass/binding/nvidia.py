@@ -15,7 +15,7 @@ from virtpass.system.host import Host
 DRIVER = "nvidia"
 MODULE = "module"
 
-_DEADLINE = 30.0
+DEADLINE = 30.0
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -37,6 +37,13 @@ def refuse_shared(host: Host, addresses: list[PciAddress]) -> None:
         )
 
 
+def loaded(host: Host, addresses: list[PciAddress]) -> list[str]:
+    """Return the modules to be unloaded, in this order; none unless a device is bound to the driver."""
+    if not any(sysfs.driver(host, address) == DRIVER for address in addresses):
+        return []
+    return [name for name in _MODULES if host.exists(f"/sys/module/{name}")]
+
+
 def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[str]:
     """Unload the driver where one of the devices is bound to it.
 
@@ -50,19 +57,19 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
         RefusedError: a module is in use.
         FailedError: it could not be recorded.
     """
-    if not any(sysfs.driver(host, address) == DRIVER for address in addresses):
+    names = loaded(host, addresses)
+    if not names:
         return []
-    loaded = [name for name in _MODULES if host.exists(f"/sys/module/{name}")]
-    journal.add(*((MODULE, name) for name in reversed(loaded)))
-    for name in loaded:
-        if host.run(["/sbin/rmmod", "--", name], _DEADLINE) != 0 and host.exists(f"/sys/module/{name}"):
+    journal.add(*((MODULE, name) for name in reversed(names)))
+    for name in names:
+        if host.run(["/sbin/rmmod", "--", name], DEADLINE) != 0 and host.exists(f"/sys/module/{name}"):
             count = host.read(f"/sys/module/{name}/refcnt") or "?"
             raise RefusedError(
                 "nvidia-driver",
                 f"the module {name} cannot be unloaded: it is in use ({count} users)",
                 "end what uses the card; lsof /dev/nvidia* may tell",
             )
-    return [f"{', '.join(loaded)} unloaded"]
+    return [f"{', '.join(names)} unloaded"]
 
 
 def load_again(host: Host, fields: tuple[str, ...]) -> None:
@@ -77,7 +84,7 @@ def load_again(host: Host, fields: tuple[str, ...]) -> None:
         raise ValueError("not a module that virtpass unloads")
     if host.exists(f"/sys/module/{name}"):
         return
-    host.run(["/sbin/modprobe", "--", name], _DEADLINE)
+    host.run(["/sbin/modprobe", "--", name], DEADLINE)
     if not host.exists(f"/sys/module/{name}"):
         raise FailedError("module", f"the module {name} cannot be loaded again", f"try: modprobe {name}")
 

@@ -74,6 +74,11 @@ def prepare(host: Host, journal: Journal, devices: list[PciAddress], tell: Tell 
             raise FailedError("step", problem, _REMEDY)
 
 
+def programs(host: Host, event: str) -> list[str]:
+    """Return the paths of an event's programs in their order."""
+    return _programs(host, event)[0]
+
+
 def refuse_unsafe(host: Host) -> None:
     """Refuse to start anything while others than root may change what is run, now or at the stop.
 

@@ -1,12 +1,16 @@
 """``virtpass hook``."""
 
+import sys
+
 import click
 
 from virtpass.cli import options
 from virtpass.cli.output import note, say, say_json
 from virtpass.hook.install import HookStatus
-from virtpass.operations import hooks
-from virtpass.system.errors import EXIT_FAILED
+from virtpass.hook.request import MAX_XML
+from virtpass.operations import hooks, rehearsal
+from virtpass.operations.rehearsal import Rehearsal
+from virtpass.system.errors import EXIT_FAILED, one_line
 from virtpass.system.host import Host
 
 STATES = {
@@ -48,6 +52,56 @@ def _tell_reload(result: hooks.HookResult) -> None:
         note(f"{result.reloaded} reloaded, so that it looks for hooks again; running domains are untouched")
     else:
         note("no libvirt daemon runs now; it looks for hooks when it starts")
+
+
+@hook.command()
+@click.argument("domain", metavar="DOMAIN")
+@options.as_json
+@options.connect
+@click.pass_context
+def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> None:
+    """Show what the hook would do at the domain's next start, as things are now; nothing is written.
+
+    DOMAIN is a name or a UUID, or - for the XML of a domain (virsh dumpxml) on standard input. The exit
+    status is 1 if the start would be refused.
+    """
+    host: Host = context.obj
+    found = rehearsal.rehearse(host, _xml(domain, uri))
+    if as_json:
+        say_json(rehearsal_json(found))
+    else:
+        for number, step in enumerate(found.steps, 1):
+            bound = f"  (at most {step.bound:.0f} s)" if step.bound is not None else ""
+            say(f"{number:>2}. {one_line(step.text)}{bound}")
+        if found.problem is not None:
+            note(f"the start would be refused: {found.problem.line}")
+        else:
+            note(f"{one_line(found.name)} would start; all of this is undone when it stops")
+    if found.problem is not None:
+        context.exit(EXIT_FAILED)
+
+
+def _xml(domain: str, uri: str) -> str:
+    if domain == "-":
+        return sys.stdin.buffer.read(MAX_XML + 1).decode("utf-8", "surrogateescape")
+    from virtpass.system.libvirt import Connection
+
+    with Connection.open(uri) as connection:
+        return connection.domain(domain).inactive_xml()
+
+
+def rehearsal_json(found: Rehearsal) -> dict[str, object]:
+    """Return a rehearsal as it is printed with --json."""
+    problem = found.problem
+    return {
+        "domain": found.name,
+        "uuid": found.uuid,
+        "would_start": problem is None,
+        "steps": [{"text": step.text, "at_most_seconds": step.bound} for step in found.steps],
+        "problem": None
+        if problem is None
+        else {"reference": problem.reference, "what": problem.what, "remedy": problem.remedy or None},
+    }
 
 
 @hook.command()

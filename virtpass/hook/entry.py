@@ -12,13 +12,14 @@ Imported by the hook: the imports here are on its allow-list.
 
 import os
 
-from virtpass.binding import engine, power, safety, steps
+from virtpass.binding import engine, power, steps
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
-from virtpass.binding.policy import NAMESPACE, Policy, parse_policy
+from virtpass.binding.policy import NAMESPACE
+from virtpass.hook.checks import Checked, check
 from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import FailedError, RefusedError, VirtpassError, one_line
+from virtpass.system.errors import FailedError, VirtpassError, one_line
 from virtpass.system.host import Host
 
 _MAX_XML = 16 << 20
@@ -92,74 +93,45 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
         VirtpassError: the domain must not start; its devices are where they were.
     """
     with report.step("check"):
-        policy, companions = _checked(host, request, report)
-    lent = [*request.devices, *companions]
+        if left := read_journal(host, request.uuid) if is_uuid(request.uuid) else None:
+            # A hook that was killed, or a stop that could not give everything back.
+            _finish(host, left, report)
+        checked = check(host, request)
+    lent = [*request.devices, *checked.companions]
     homes = engine.homes(host, lent)
     journal = Journal(host, request.uuid, request.name)
     engine.lend(
         host,
         journal,
         homes,
-        lambda: _make_ready(host, journal, policy, lent, report),
-        free=frozenset(companions if policy.companions == "free" else ()),
+        lambda: _make_ready(host, journal, checked, lent, report),
+        free=frozenset(checked.companions if checked.policy.companions == "free" else ()),
         tell=report.done,
     )
     moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
     return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
 
 
-def _checked(host: Host, request: Request, report: Report) -> tuple[Policy, list[PciAddress]]:
-    """Check all that can be checked before the first write.
-
-    Returns:
-        the domain's policy, and the other functions of its cards.
-
-    Raises:
-        VirtpassError: the domain must not start.
-    """
-    if request.problem is not None:
-        raise request.problem
-    policy = parse_policy(request.policy)
-    if not is_uuid(request.uuid):
-        raise RefusedError("uuid", f"'{request.uuid}' is not a UUID")
-    if left := read_journal(host, request.uuid):
-        # A hook that was killed, or a stop that could not give everything back.
-        _finish(host, left, report)
-    safety.refuse_switched_off(host)
-    companions = safety.companions(host, request.devices)
-    lent = [*request.devices, *companions]
-    safety.refuse_lent(host, lent, request.uuid)
-    for address in lent:
-        safety.refuse_unassignable(host, address)
-    for address, recorded in request.identities.items():
-        if address in request.devices:
-            safety.refuse_other_device(host, address, recorded)
-    # Before what is checked with it: whether unsafe interrupts are allowed is a parameter of a module.
-    engine.load_vfio(host)
-    hands_over = policy.display == "hand-over"
-    safety.refuse_unsafe(host, lent, hands_over=hands_over)
-    steps.refuse_unsafe(host)
-    if hands_over:
-        from virtpass.binding import display, nvidia
-
-        nvidia.refuse_shared(host, lent)
-        display.stoppable(host, lent)
-    return policy, companions
-
-
-def _make_ready(host: Host, journal: Journal, policy: Policy, lent: list[PciAddress], report: Report) -> None:
+def _make_ready(
+    host: Host, journal: Journal, checked: Checked, lent: list[PciAddress], report: Report
+) -> None:
     """Do what has to be done before drivers are changed: what can fail first, the desktop last.
 
     Raises:
         VirtpassError: it could not be done; it is undone from the journal.
     """
+    if checked.tuning is not None:
+        from virtpass.binding import tuning
+
+        with report.step("tune", "; ".join(checked.tuning.sentences)):
+            tuning.take(host, journal, checked.tuning)
     steps.prepare(host, journal, lent, report.done)
     power.keep_awake(host, journal, lent)
-    if policy.display == "hand-over":
+    if checked.hands_over:
         from virtpass.binding import display, nvidia
 
         with report.step("hand-over", ", ".join(map(str, lent))):
-            for text in display.hand_over(host, journal, lent, policy.wait):
+            for text in display.hand_over(host, journal, lent, checked.policy.wait):
                 report.done("stopped", text, 0.0)
         engine.override_all(host, journal.homes)
         with report.step("unload"):

@@ -33,6 +33,7 @@ MODULES = (
     "binding/steps.py",
     "binding/tuning.py",
     "hook/__init__.py",
+    "hook/checks.py",
     "hook/entry.py",
     "hook/report.py",
     "hook/request.py",

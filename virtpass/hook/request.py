@@ -12,7 +12,7 @@ from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import UsageError
 
-_MAX_XML = 16 << 20
+MAX_XML = 16 << 20
 _UUID = ["domain", "uuid"]
 _NAME = ["domain", "name"]
 _HOSTDEV = ["domain", "devices", "hostdev"]
@@ -81,8 +81,8 @@ def parse_request(xml: bytes) -> Request:
     Raises:
         UsageError: it is no XML, no domain, too large, or has a document type.
     """
-    if len(xml) > _MAX_XML:
-        raise UsageError("xml-size", f"the domain's XML is larger than {_MAX_XML >> 20} MiB")
+    if len(xml) > MAX_XML:
+        raise UsageError("xml-size", f"the domain's XML is larger than {MAX_XML >> 20} MiB")
     reader = _Reader()
     parser = ParserCreate(namespace_separator=" ")
     parser.StartElementHandler = reader.start

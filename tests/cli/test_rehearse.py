@@ -1,0 +1,121 @@
+"""`virtpass hook rehearse`: what the next start would do, and that rehearsing does nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import TEST_DRIVER, Captured, call
+from tests.simulation import AUDIO, CARD, SHARED, SimulatedHost, domain_xml
+from virtpass.hook.entry import run
+
+POLICY = "<v:policy display='hand-over' wait='20'/>"
+HAND_OVER = f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'>{POLICY}</v:passthrough>"
+
+
+class Piped:
+    """Standard input from a pipe."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+
+def rehearse(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch, xml: bytes, *more: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "stdin", Piped(xml))
+    before, calls = host.state(), len(host.calls)
+    result = call(host, capfd, "hook", "rehearse", "-", *more)
+    assert host.state() == before
+    assert len(host.calls) == calls
+    return result
+
+
+def files(host: SimulatedHost) -> set[str]:
+    return {os.fspath(path) for path in Path(host.root).rglob("*")}
+
+
+def test_what_would_be_done_is_what_is_done(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(host)
+    status, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert status == 0
+    assert files(host) == before
+    assert out.splitlines() == [
+        " 1. check the devices, their group, and who uses them",
+        f" 2. {AUDIO}: set driver_override to vfio-pci  (at most 30 s)",
+        f" 3. {CARD}: set driver_override to vfio-pci  (at most 30 s)",
+        f" 4. {AUDIO}: unbind from snd_hda_intel  (at most 30 s)",
+        f" 5. {AUDIO}: let vfio-pci bind it  (at most 30 s)",
+        f" 6. {CARD}: unbind from bochs-drm  (at most 30 s)",
+        f" 7. {CARD}: let vfio-pci bind it  (at most 30 s)",
+    ]
+    assert err == "guest would start; all of this is undone when it stops\n"
+    host.calls.clear()
+    run(host, "prepare", domain_xml(CARD))
+    assert len(host.calls) == 6
+
+
+def test_a_desktop_that_would_go(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/dev", "226:0\n")
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/uevent", "DEVNAME=dri/card0\n")
+    host.put("/proc/7000001/comm", "Xorg\n")
+    host.put("/proc/7000001/cgroup", "0::/system.slice/lightdm.service\n")
+    host.put("/proc/7000001/fd/.keep")
+    os.symlink("/dev/dri/card0", host.path("/proc/7000001/fd/11"))
+    _, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER))
+    assert " 2. stop lightdm.service  (at most 100 s)\n" in out
+    assert " 3. wait until nobody uses the devices any more  (at most 20 s)\n" in out
+    status, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert (status, out) == (1, "")
+    assert err.startswith("the start would be refused: the device is in use by Xorg (process 7000001")
+
+
+def test_as_json(host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD), "--json")
+    found = json.loads(out)
+    assert (status, found["would_start"], found["problem"]) == (0, True, None)
+    assert found["steps"][1]["at_most_seconds"] == 30
+    status, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(SHARED[0]), "--json")
+    found = json.loads(out)
+    assert (status, found["would_start"], found["steps"]) == (1, False, [])
+    assert found["problem"]["reference"] == "group-not-isolated"
+
+
+@pytest.mark.parametrize(
+    ("xml", "expected", "words"),
+    [
+        (b"", 2, "cannot be read"),
+        (b"<network/>", 2, "not that of a domain"),
+        (domain_xml(CARD, metadata=""), 4, "looks after no device of it"),
+        (domain_xml(), 4, "looks after no device of it"),
+        (b"<!DOCTYPE domain [<!ENTITY a 'b'>]><domain/>", 2, "document type"),
+    ],
+)
+def test_bad_input(
+    host: SimulatedHost,
+    capfd: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    xml: bytes,
+    expected: int,
+    words: str,
+) -> None:
+    status, out, err = rehearse(host, capfd, monkeypatch, xml)
+    assert (status, out, err.count("\n")) == (expected, "", 1)
+    assert words in err
+
+
+def test_a_domain_of_libvirt(host: SimulatedHost, capfd: Captured) -> None:
+    status, _, err = call(host, capfd, "hook", "rehearse", "test", "-c", TEST_DRIVER)
+    assert status == 4
+    assert "the hook would let 'test' start as it is" in err
+    status, _, err = call(host, capfd, "hook", "rehearse", "nobody", "-c", TEST_DRIVER)
+    assert status == 3

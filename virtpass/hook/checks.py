@@ -1,0 +1,88 @@
+"""All that can be checked of a domain's start before the first write.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from __future__ import annotations
+
+from virtpass.binding import engine, safety, steps
+from virtpass.binding.journal import is_uuid
+from virtpass.binding.policy import Policy, parse_policy
+from virtpass.hook.request import Request
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import RefusedError
+from virtpass.system.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtpass.binding.tuning import Plan
+
+
+class Checked:
+    """What came of the checks.
+
+    Attributes:
+        policy: the domain's policy.
+        companions: the other functions of its cards, which go along.
+        tuning: what is to be changed of the host's memory and processors; None for nothing.
+    """
+
+    def __init__(self, policy: Policy, companions: list[PciAddress], tuning: Plan | None) -> None:
+        self.policy = policy
+        self.companions = companions
+        self.tuning = tuning
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the desktop is asked to let go."""
+        return self.policy.display == "hand-over"
+
+
+def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
+    """Check a start.
+
+    Args:
+        host: the host.
+        request: the domain.
+        loads: whether modules of VFIO may be loaded; one has a parameter that allows unsafe interrupts.
+
+    Raises:
+        VirtpassError: the domain must not start.
+    """
+    if request.problem is not None:
+        raise request.problem
+    policy = parse_policy(request.policy)
+    if not is_uuid(request.uuid):
+        raise RefusedError("uuid", f"'{request.uuid}' is not a UUID")
+    safety.refuse_switched_off(host)
+    companions = safety.companions(host, request.devices)
+    lent = [*request.devices, *companions]
+    safety.refuse_lent(host, lent, request.uuid)
+    for address in lent:
+        safety.refuse_unassignable(host, address)
+    for address, recorded in request.identities.items():
+        if address in request.devices:
+            safety.refuse_other_device(host, address, recorded)
+    if loads:
+        engine.load_vfio(host)
+    checked = Checked(policy, companions, None)
+    safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
+    steps.refuse_unsafe(host)
+    if checked.hands_over:
+        # Here and below not at the top: most domains do without.
+        from virtpass.binding import display, nvidia
+
+        nvidia.refuse_shared(host, lent)
+        display.stoppable(host, lent)
+    if policy.huge_pages != "no" or policy.isolate_cpus != "no" or policy.governor != "keep":
+        from virtpass.binding import tuning
+
+        checked.tuning = tuning.plan(
+            host,
+            request.uuid,
+            request.demand,
+            huge_pages=policy.huge_pages == "yes",
+            isolate_cpus=policy.isolate_cpus == "yes",
+            governor=policy.governor,
+        )
+    return checked
