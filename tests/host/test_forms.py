@@ -107,6 +107,12 @@ def test_a_record_gives_the_same_form_back(pair: tuple[Form, bytes]) -> None:
     assert read.remove(form.add(pair[1])) == pair[1]
 
 
+def test_a_quote_that_runs_into_the_next_line_is_refused() -> None:
+    base = b'root=UUID=1 ro\nquiet "\nroot=UUID=1 iommu=pt\n'
+    with pytest.raises(RefusedError, match="not closed"):
+        LineTokens(("iommu=pt",)).add(base)
+
+
 @given(BOTH, st.sampled_from([b"# theirs\n", b"X=1\n", b"# intel_iommu=on\n"]))
 def test_lines_that_others_add_around_it_survive(pair: tuple[Form, bytes], line: bytes) -> None:
     form, base = made_for(*pair), pair[1]

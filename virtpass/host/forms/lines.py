@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from virtpass.host import tokens
-from virtpass.host.forms.words import appended, without_in_lines, words
+from virtpass.host.forms.words import appended, refuse_open_quote, without_in_lines, words
 from virtpass.system.errors import RefusedError
 
 _OPTIONS = re.compile(rb"[ \t]*options[ \t]")
@@ -44,7 +44,11 @@ class LineTokens:
         wanted = tokens.missing(self.tokens, words(_command_line(base)))
         if not wanted:
             return base
-        positions = [at for at, line in enumerate(base.split(b"\n")) if _counts(line)]
+        lines = base.split(b"\n")
+        positions = [at for at, line in enumerate(lines) if _counts(line)]
+        for position in positions:
+            # It would run on into the next line, where words then are none.
+            refuse_open_quote(lines[position])
         if not positions:
             raise RefusedError("empty-command-line", "it holds no kernel command line")
         return _with_words(base, positions[0], wanted)

@@ -23,9 +23,18 @@ def appended(value: bytes, wanted: tuple[str, ...]) -> bytes:
     """
     if not wanted:
         return value
+    refuse_open_quote(value)
+    return (value + b" " if value else b"") + " ".join(wanted).encode()
+
+
+def refuse_open_quote(value: bytes) -> None:
+    """Refuse a value in which a quote is left open.
+
+    Raises:
+        RefusedError: it has one.
+    """
     if value.count(b'"') % 2:
         raise RefusedError("open-quote", "a double quote in its command line is not closed")
-    return (value + b" " if value else b"") + " ".join(wanted).encode()
 
 
 def without(value: bytes, removed: tuple[str, ...]) -> bytes:
