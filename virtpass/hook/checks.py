@@ -5,7 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-from virtpass.binding import engine, safety, steps
+from virtpass.binding import engine, safety
 from virtpass.binding.journal import is_uuid
 from virtpass.binding.policy import Policy, parse_policy
 from virtpass.hook.request import Request
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from virtpass.binding.tuning import Plan
 
 
+_STEPS = "/etc/virtpass/hooks.d"
+
+
 class Checked:
     """What came of the checks.
 
@@ -25,12 +28,14 @@ class Checked:
         policy: the domain's policy.
         companions: the other functions of its cards, which go along.
         tuning: what is to be changed of the host's memory and processors; None for nothing.
+        has_steps: whether there may be steps of the administrator's.
     """
 
-    def __init__(self, policy: Policy, companions: list[PciAddress], tuning: Plan | None) -> None:
+    def __init__(self, policy: Policy, companions: list[PciAddress], *, has_steps: bool) -> None:
         self.policy = policy
         self.companions = companions
-        self.tuning = tuning
+        self.tuning: Plan | None = None
+        self.has_steps = has_steps
 
     @property
     def hands_over(self) -> bool:
@@ -65,9 +70,12 @@ def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
             safety.refuse_other_device(host, address, recorded)
     if loads:
         engine.load_vfio(host)
-    checked = Checked(policy, companions, None)
+    checked = Checked(policy, companions, has_steps=host.exists(_STEPS))
     safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
-    steps.refuse_unsafe(host)
+    if checked.has_steps:
+        from virtpass.binding import steps
+
+        steps.refuse_unsafe(host)
     if checked.hands_over:
         # Here and below not at the top: most domains do without.
         from virtpass.binding import display, nvidia

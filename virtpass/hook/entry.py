@@ -10,17 +10,22 @@ No call of libvirt is made: the daemon waits for the hook.
 Imported by the hook: the imports here are on its allow-list.
 """
 
+from __future__ import annotations
+
 import os
 
-from virtpass.binding import engine, power, steps
+from virtpass.binding import engine
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
 from virtpass.binding.policy import NAMESPACE
-from virtpass.hook.checks import Checked, check
 from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError, one_line
 from virtpass.system.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtpass.hook.checks import Checked
 
 _MAX_XML = 16 << 20
 _HEAD_DESCRIPTOR = 3
@@ -92,6 +97,9 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
     Raises:
         VirtpassError: the domain must not start; its devices are where they were.
     """
+    # Not at the top: giving back does without.
+    from virtpass.hook.checks import check
+
     with report.step("check"):
         if left := read_journal(host, request.uuid) if is_uuid(request.uuid) else None:
             # A hook that was killed, or a stop that could not give everything back.
@@ -125,7 +133,12 @@ def _make_ready(
 
         with report.step("tune", "; ".join(checked.tuning.sentences)):
             tuning.take(host, journal, checked.tuning)
-    steps.prepare(host, journal, lent, report.done)
+    if checked.has_steps:
+        from virtpass.binding import steps
+
+        steps.prepare(host, journal, lent, report.done)
+    from virtpass.binding import power
+
     power.keep_awake(host, journal, lent)
     if checked.hands_over:
         from virtpass.binding import display, nvidia
