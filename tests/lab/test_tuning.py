@@ -1,0 +1,151 @@
+"""What a hand-over does beside drivers: huge pages, the administrator's steps, the log; and its rehearsal."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from . import topology
+from .guest import Guest, domain_xml
+from .machine import Machine
+from .virtpass import HOOK, journals, virtpass
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CARD, AUDIO, NIC = topology.CARD, topology.CARD_AUDIO, topology.NIC
+# The guest has 256 MiB, and pages of 2 MiB.
+PAGES = 128
+BACKED = "<memoryBacking><hugepages/></memoryBacking>"
+STEPS = "/etc/virtpass/hooks.d"
+
+
+def pool(machine: Machine) -> int:
+    """Return how many huge pages the host has."""
+    lines = machine.get("/proc/meminfo").decode().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("HugePages_Total:")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hooked(machine: Machine) -> None:
+    virtpass(machine, "hook", "install").check()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(machine: Machine) -> Iterator[None]:
+    """Whatever a test does, the host is afterwards what it was before."""
+    before = (machine.state(), pool(machine))
+    yield
+    assert (machine.state(), pool(machine)) == before
+    assert journals(machine) == []
+
+
+@pytest.fixture
+def backed(machine: Machine, guest: Guest) -> Guest:
+    """A guest whose memory is to lie in huge pages, with a NIC."""
+    xml = domain_xml(machine, guest.name).replace("<vcpu>", f"{BACKED}<vcpu>")
+    machine.run(["virsh", "define", "/dev/stdin"], xml.encode()).check()
+    virtpass(machine, "domain", "attach", guest.name, NIC, "--policy", "huge-pages=yes").check()
+    return guest
+
+
+@pytest.fixture
+def steps(machine: Machine) -> Iterator[str]:
+    """A folder for steps, each of which tells a file what it was called with."""
+    for event in ("prepare", "release"):
+        machine.run(["mkdir", "-p", f"{STEPS}/{event}.d"]).check()
+        step(machine, event, f'echo "$VIRTPASS_EVENT $1 $VIRTPASS_DEVICES" >> {STEPS}/told\n')
+    yield f"{STEPS}/told"
+    machine.run(["rm", "-r", STEPS]).check()
+
+
+def step(machine: Machine, event: str, text: str, name: str = "50-tell") -> None:
+    path = f"{STEPS}/{event}.d/{name}"
+    machine.put(f"#!/bin/sh\n{text}", path)
+    machine.run(["chmod", "755", path]).check()
+
+
+def test_huge_pages_are_there_for_the_guest_and_gone_after_it(machine: Machine, backed: Guest) -> None:
+    before = pool(machine)
+    rehearsed = json.loads(virtpass(machine, "hook", "rehearse", backed.name, "--json").check().text)
+    assert rehearsed["would_start"] is True
+    assert any("huge pages" in one["text"] for one in rehearsed["steps"])
+    assert pool(machine) == before
+    backed.start().check()
+    assert pool(machine) == before + PAGES
+    assert machine.run(["grep", "-c", "hugepages", "/proc/mounts"]).status == 0
+    backed.destroy()
+    assert pool(machine) == before
+
+
+def test_pages_that_cannot_be_had_stop_the_start(machine: Machine, guest: Guest) -> None:
+    xml = domain_xml(machine, guest.name, memory=64 << 10).replace("<vcpu>", f"{BACKED}<vcpu>")
+    machine.run(["virsh", "define", "/dev/stdin"], xml.encode()).check()
+    virtpass(machine, "domain", "attach", guest.name, NIC, "--policy", "huge-pages=yes").check()
+    failed = guest.start()
+    assert failed.status != 0
+    assert "MiB" in failed.error_text
+    assert "virtpass: " in failed.error_text
+
+
+def test_a_killed_hook_leaves_pages_that_recover_takes_back(
+    machine: Machine, backed: Guest, steps: str
+) -> None:
+    before = pool(machine)
+    # By now the pages are there, and the drivers are not yet touched.
+    step(machine, "prepare", "kill -9 $PPID\nsleep 20\n", "60-kill")
+    failed = backed.start()
+    assert failed.status != 0
+    machine.run(["pkill", "-9", "-f", "60-kill"])
+    assert str(signal.SIGKILL.value) in failed.error_text or "signal" in failed.error_text
+    machine.run(["rm", f"{STEPS}/prepare.d/60-kill"]).check()
+    # libvirt calls the hook once more, for the release.
+    machine.wait_until(lambda: pool(machine) == before, "the pages are given back")
+    backed.start().check()
+    backed.destroy()
+
+
+def test_steps_of_the_administrator_run_and_roll_back(machine: Machine, guest: Guest, steps: str) -> None:
+    virtpass(machine, "domain", "attach", guest.name, CARD).check()
+    guest.start().check()
+    guest.destroy()
+    told = machine.get(steps).decode().splitlines()
+    assert told == [f"prepare {guest.name} {CARD} {AUDIO}", f"release {guest.name} {CARD} {AUDIO}"]
+
+    step(machine, "prepare", "echo no licence >&2\nexit 3\n", "70-fails")
+    state = machine.state()
+    failed = guest.start()
+    assert failed.status != 0
+    assert f"{STEPS}/prepare.d/70-fails" in failed.error_text
+    assert "no licence" in failed.error_text
+    assert machine.state() == state
+    # What had begun was told of the end.
+    assert machine.get(steps).decode().splitlines()[2:] == [
+        f"prepare {guest.name} {CARD} {AUDIO}",
+        f"release {guest.name} {CARD} {AUDIO}",
+    ]
+
+    machine.run(["chmod", "777", f"{STEPS}/prepare.d/70-fails"]).check()
+    refused = guest.start()
+    assert refused.status != 0
+    assert "70-fails" in refused.error_text
+    assert len(machine.get(steps).decode().splitlines()) == 4
+
+
+def test_the_log_tells_where_the_time_went(machine: Machine, guest: Guest) -> None:
+    assert machine.run(["test", "-x", HOOK]).status == 0
+    virtpass(machine, "domain", "attach", guest.name, CARD).check()
+    guest.start().check()
+    guest.destroy()
+    shown = json.loads(virtpass(machine, "log", guest.name, "--json").check().text)
+    prepare, release = shown[-2:]
+    assert (prepare["event"], release["event"]) == ("prepare", "release")
+    assert prepare["outcome"] == release["outcome"] == "done"
+    names = [one["step"] for one in prepare["steps"]]
+    assert names[0] == "check"
+    assert names.count("unbind") == names.count("probe") == 2
+    assert all(one["milliseconds"] >= 0 for one in prepare["steps"])
+    text = virtpass(machine, "log", guest.name, "-n", "1").check().text
+    assert "unbind" in text
