@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
-from virtpass.binding import display, effects, engine, nvidia, power
+from virtpass.binding import attributes, display, effects, engine, nvidia, power, safety
 from virtpass.binding.journal import Journal, read_journal
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
 # No process of the machine that runs the tests has such a number.
-XORG, SHELL, PIPEWIRE, SSH, CONTAINER = range(7_000_001, 7_000_006)
+XORG, SHELL, PIPEWIRE, SSH, CONTAINER, LOGIND = range(7_000_001, 7_000_007)
 CARD0, SOUND = "/dev/dri/card0", "/dev/snd/controlC0"
 MANAGER = "lightdm.service"
 USER = "/user.slice/user-1000.slice"
@@ -29,6 +29,7 @@ class Desktop(SimulatedHost):
         programs: what was run, as words.
         stubborn: units that do not stop.
         loaded_again: modules that are in use.
+        endless: modules whose unloading does not come back.
     """
 
     def __init__(self, root: str) -> None:
@@ -36,6 +37,7 @@ class Desktop(SimulatedHost):
         self.programs: list[str] = []
         self.stubborn: set[str] = set()
         self.loaded_again: set[str] = set()
+        self.endless: set[str] = set()
 
     def begin(self, process: int, name: str, cgroup: str, node: str) -> None:
         """Let a process run and have a node open."""
@@ -69,6 +71,8 @@ class Desktop(SimulatedHost):
             return 0
         if name == "rmmod":
             module = argv[-1]
+            if module in self.endless:
+                return None
             if module in self.loaded_again:
                 return 1
             shutil.rmtree(self.path(f"/sys/module/{module}"))
@@ -142,6 +146,39 @@ def test_the_display_manager_is_stopped_and_started_again(host: Desktop) -> None
         f"systemctl reset-failed -- {MANAGER}",
         f"systemctl start -- {MANAGER}",
     ]
+
+
+def test_consoles_come_back_where_the_kernel_ignores_a_bind(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, dummy = (f"/sys/class/vtconsole/vtcon{number}/bind" for number in (0, 1))
+    host.put(ours, "0\n")
+    host.put(dummy, "1\n")
+
+    def write(path: str, value: str, deadline: float) -> None:
+        if value == "0":
+            for console in (ours, dummy):
+                host.put(console, "0\n" if console == path else "1\n")
+
+    monkeypatch.setattr(host, "write_attribute", write)
+    attributes.put_back(host, (ours, "1", "0"))
+    assert (host.read(ours), host.read(dummy)) == ("1", "0")
+
+
+def test_what_systemd_and_logind_hold_for_a_session_goes_with_it(host: Desktop) -> None:
+    host.session("3", terminal="1")
+    host.begin(1, "systemd", "/init.scope", CARD0)
+    host.begin(LOGIND, "systemd-logind", "/system.slice/systemd-logind.service", CARD0)
+    host.begin(SHELL, "weston", f"{USER}/session-3.scope", CARD0)
+    assert display.stoppable(host, DEVICES) == ([], ["3"])
+    # In a message they would only distract.
+    with pytest.raises(RefusedError) as refused:
+        safety.refuse_in_use(host, DEVICES)
+    assert f"in use by weston (process {SHELL}, {CARD0});" in refused.value.line
+    host.end("session-3.scope")
+    assert display.stoppable(host, DEVICES) == ([], [])
+    with pytest.raises(RefusedError, match="still in use by systemd "):
+        hand_over(host, begun(host))
 
 
 def test_a_session_of_wayland_does_not_end_with_the_display_manager(host: Desktop) -> None:
@@ -331,3 +368,60 @@ def test_another_driver_is_not_unloaded(host: Desktop) -> None:
     assert nvidia.unload(host, begun(host), DEVICES) == []
     nvidia.refuse_shared(host, DEVICES)
     assert host.programs == []
+
+
+def test_nvidia_that_does_not_come_back_from_unloading_is_stuck(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    host.endless.add("nvidia")
+    with pytest.raises(FailedError, match="nvidia does not come back from its driver") as caught:
+        nvidia.unload(host, begun(host), DEVICES)
+    assert caught.value.reference == "stuck"
+    with pytest.raises(FailedError, match=f"a driver hangs with {CARD}"):
+        engine.refuse_stuck(host, CARD)
+    engine.refuse_stuck(host, AUDIO)
+
+
+def test_who_has_the_nodes_of_nvidia_open_lets_go_or_is_named(host: Desktop) -> None:
+    """They are no children of the device in sysfs."""
+    on_nvidia(host, CARD)
+    host.put("/dev/nvidia0")
+    host.put("/dev/nvidiactl")
+    host.begin(XORG, "nvidia-persistenced", "/system.slice/nvidia-persistenced.service", "/dev/nvidiactl")
+    journal = begun(host)
+    assert hand_over(host, journal) == ["nvidia-persistenced.service stopped"]
+    host.begin(CONTAINER, "python3", "/machine.slice/libpod-1.scope", "/dev/nvidia0")
+    with pytest.raises(RefusedError, match=f"python3 \\(process {CONTAINER}, /dev/nvidia0\\)"):
+        display.stoppable(host, DEVICES)
+    assert display.stoppable(host, [NIC]) == ([], [])
+
+
+# a driver that hangs
+
+
+def lend(host: Desktop, journal: Journal, addresses: list[PciAddress]) -> None:
+    """Lend devices as the hook does."""
+
+    def prepare() -> None:
+        display.hand_over(host, journal, addresses, 0.1)
+
+    engine.lend(host, journal, engine.homes(host, addresses), prepare)
+
+
+def test_the_desktop_comes_back_although_another_device_hangs(host: Desktop) -> None:
+    with_lightdm(host)
+    host.hanging.add(NIC)
+    journal = Journal(host, GUEST, "guest")
+    addresses = [*DEVICES, NIC]
+    with pytest.raises(FailedError, match=f"{NIC}: unbind e1000e does not come back"):
+        lend(host, journal, addresses)
+    assert host.programs[-1] == f"systemctl start -- {MANAGER}"
+
+
+def test_the_desktop_stays_away_from_a_card_that_hangs(host: Desktop) -> None:
+    with_lightdm(host)
+    host.hanging.add(CARD)
+    journal = Journal(host, GUEST, "guest")
+    with pytest.raises(FailedError, match=f"{CARD}: unbind bochs-drm does not come back") as caught:
+        lend(host, journal, DEVICES)
+    assert f"{MANAGER} is not started: its display is not there" in caught.value.what
+    assert not [one for one in host.programs if " start " in one]

@@ -273,6 +273,18 @@ def test_a_module_that_was_unloaded_meanwhile_is_loaded_again(host: SimulatedHos
     assert drivers(host, NIC) == ["e1000e"]
 
 
+def test_a_module_that_no_alias_finds_is_loaded_by_its_name(host: SimulatedHost) -> None:
+    """As where modprobe.d keeps it from being loaded by the device's alias."""
+    before = host.state()
+    lend(host, NIC)
+    os.unlink(host.path("/sys/bus/pci/drivers/e1000e/bind"))
+    os.unlink(host.path("/sys/bus/pci/drivers/e1000e/unbind"))
+    os.rmdir(host.path("/sys/bus/pci/drivers/e1000e"))
+    host.modules["e1000e"] = "e1000e"
+    assert give_back(host) == []
+    assert host.state() == before
+
+
 def test_a_host_driver_that_refuses_is_reported_and_the_record_kept(host: SimulatedHost) -> None:
     lend(host, CARD, AUDIO)
     host.refusing.add(("bochs-drm", CARD))

@@ -13,7 +13,7 @@ import pytest
 
 from . import image
 from .channel import AgentError
-from .disk import BOOT_KINDS, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
+from .disk import BOOT_KINDS, DESKTOP, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
 from .guest import Guest
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
@@ -53,33 +53,41 @@ def machine(bare_machine: Machine, package: Path) -> Machine:
 @pytest.fixture(scope="module", params=BOOT_KINDS, ids=[kind.name for kind in BOOT_KINDS])
 def boot_machine(request: pytest.FixtureRequest, package: Path) -> Iterator[Machine]:
     """A machine of each kind, one after the other: pytest runs all tests of the module with it first."""
-    with boots_itself(request.param, package) as machine:
+    with installed(request.param, package) as machine:
         yield machine
 
 
 @pytest.fixture(scope="module")
 def grub_bios(package: Path) -> Iterator[Machine]:
     """A machine with GRUB and initramfs-tools that boots from the BIOS."""
-    with boots_itself(GRUB_BIOS, package) as machine:
+    with installed(GRUB_BIOS, package) as machine:
         yield machine
 
 
 @pytest.fixture(scope="module")
 def grub_uefi(package: Path) -> Iterator[Machine]:
     """A machine with GRUB and initramfs-tools that boots from UEFI."""
-    with boots_itself(GRUB_UEFI, package) as machine:
+    with installed(GRUB_UEFI, package) as machine:
         yield machine
 
 
 @pytest.fixture(scope="module")
 def systemd_boot(package: Path) -> Iterator[Machine]:
     """A machine with systemd-boot and dracut."""
-    with boots_itself(SYSTEMD_BOOT, package) as machine:
+    with installed(SYSTEMD_BOOT, package) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def desktop(package: Path) -> Iterator[Machine]:
+    """A machine with a user, lightdm and weston, none of which runs before a test starts it, and the hook."""
+    with installed(DESKTOP, package) as machine:
+        machine.run(["virtpass", "hook", "install"]).check()
         yield machine
 
 
 @contextmanager
-def boots_itself(kind: Kind, package: Path) -> Iterator[Machine]:
+def installed(kind: Kind, package: Path) -> Iterator[Machine]:
     """Run a machine of `kind` with `package` installed."""
     with Machine(image.ready(kind)) as machine:
         machine.install(package)
@@ -91,6 +99,15 @@ def boots_itself(kind: Kind, package: Path) -> Iterator[Machine]:
 def guest(bare_machine: Machine) -> Iterator[Guest]:
     """A nested guest without any host device, gone after the test."""
     guest = Guest(bare_machine)
+    guest.define()
+    yield guest
+    guest.remove()
+
+
+@pytest.fixture
+def desktop_guest(desktop: Machine) -> Iterator[Guest]:
+    """The same in the machine with a desktop."""
+    guest = Guest(desktop)
     guest.define()
     yield guest
     guest.remove()

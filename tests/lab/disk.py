@@ -25,16 +25,25 @@ class Kind:
     libvirt: bool = True
     # The root file system, as a kernel that QEMU is given finds it.
     root: str = "/dev/vda"
+    # The kind that this one is, with more installed: disk and first boot are the same.
+    extends: Kind | None = None
+
+    @property
+    def base(self) -> Kind:
+        """The kind that decides on the disk and the first boot."""
+        return self.extends or self
 
 
 STANDARD = Kind("trixie")
+# Somebody works at the card's monitor.
+DESKTOP = Kind("desktop", extends=STANDARD)
 # The boot machines: small hosts whose kernel arguments and initramfs can be changed from inside.
 _BY_UUID = f"UUID={ROOT_UUID}"
 GRUB_BIOS = Kind("grub-bios", own_loader=True, libvirt=False, root=_BY_UUID)
 GRUB_UEFI = Kind("grub-uefi", own_loader=True, uefi=True, libvirt=False, root=_BY_UUID)
 SYSTEMD_BOOT = Kind("systemd-boot", own_loader=True, uefi=True, libvirt=False, root=_BY_UUID)
 BOOT_KINDS = (GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT)
-KINDS = {kind.name: kind for kind in (STANDARD, *BOOT_KINDS)}
+KINDS = {kind.name: kind for kind in (STANDARD, *BOOT_KINDS, DESKTOP)}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .disk import KINDS, STANDARD, Image, Kind
 from .machine import Machine
 from .progress import say
 from .provision import provision
-from .recipe import HOOK, SUITE, TAR, Recipe
+from .recipe import SUITE, TAR, Recipe
 
 
 def cache() -> Path:
@@ -53,7 +53,7 @@ def ready(kind: Kind = STANDARD, rebuild: bool = False) -> Image:
         began = time.monotonic()
         _build(recipe, building, folder / f"{kind.name}.log")
         say("booting it for the first time (usually one minute)")
-        with Machine(Image(building, qemu, kind), writable=True, own_loader=False) as machine:
+        with Machine(Image(building, qemu, kind.base), writable=True, own_loader=False) as machine:
             provision(machine)
         for old in folder.glob(f"{kind.name}-*"):
             shutil.rmtree(old)
@@ -83,7 +83,8 @@ def _build(recipe: Recipe, folder: Path, log: Path) -> None:
         os.chmod(scratch, 0o711)
         out.chmod(0o777)
         Path(scratch, TAR).write_bytes(recipe.files)
-        shutil.copy(HOOK, scratch)
+        for script in recipe.scripts:
+            shutil.copy(script, scratch)
         say(f"installing Debian {SUITE} (usually one minute); log: {log}")
         options = ["--variant=minbase", "--format=null", f"--include={','.join(recipe.packages)}"]
         debian.mmdebstrap([*options, *recipe.hooks(Path(scratch), out)], SUITE, "-", log)

@@ -6,7 +6,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from .disk import ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
+from . import desktop
+from .disk import DESKTOP, ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
 from .topology import AGENT_PORT
 
 HERE = Path(__file__).parent
@@ -131,17 +132,22 @@ COPIES_IN_STANDARD = ("guest_init.sh", "host_init.sh", "initramfs.py")
 def tar(kind: Kind) -> bytes:
     """Return all files of a machine of `kind` as a tar archive, the same bytes for the same content."""
     copies, masked, generators = list(COPIES), list(MASKED), list(MASKED_GENERATORS)
-    if kind == STANDARD:
+    if kind.base == STANDARD:
         copies += COPIES_IN_STANDARD
         masked += MASKED_IN_STANDARD
     if kind != SYSTEMD_BOOT:
         generators += MASKED_GENERATORS_WITHOUT_SYSTEMD_BOOT
-    contents = {name: text.encode() for name, text in (FILES | KIND_FILES[kind]).items()}
+    contents = {name: text.encode() for name, text in (FILES | KIND_FILES[kind.base]).items()}
     contents.update({f"{INSIDE[1:]}/{name}": (HERE / name).read_bytes() for name in copies})
+    if kind == DESKTOP:
+        contents.update({name: text.encode() for name, text in desktop.FILES.items()})
+        contents.update({f"{INSIDE[1:]}/{name}": data for name, data in desktop.module_sources().items()})
     links = LINKS | {f"etc/systemd/system/{unit}": "/dev/null" for unit in masked}
     links |= {f"etc/systemd/system-generators/{name}": "/dev/null" for name in generators}
     if kind == SYSTEMD_BOOT:
         links |= SYSTEMD_BOOT_LINKS
+    if kind == DESKTOP:
+        links |= desktop.LINKS
     return _archive(contents, links)
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import overlay
-from .disk import ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
+from . import desktop, overlay
+from .disk import DESKTOP, ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
 
 SUITE = "trixie"
 TAR = "files.tar"
 HOOK = Path(__file__).parent / "image_hook.sh"
+DESKTOP_HOOK = Path(__file__).parent / "desktop_hook.sh"
 PROVISION = Path(__file__).parent / "provision.py"
 
 # A bootable system, and what virtpass needs.
@@ -62,12 +63,18 @@ class Recipe:
     @property
     def packages(self) -> tuple[str, ...]:
         """The Debian packages that are asked for."""
-        return (*COMMON, *PACKAGES[self.kind])
+        more = desktop.PACKAGES if self.kind == DESKTOP else ()
+        return (*COMMON, *PACKAGES[self.kind.base], *more)
 
     @property
     def files(self) -> bytes:
         """The lab's own files, as a tar archive."""
         return overlay.tar(self.kind)
+
+    @property
+    def scripts(self) -> tuple[Path, ...]:
+        """The scripts that the hooks run."""
+        return (HOOK, DESKTOP_HOOK) if self.kind == DESKTOP else (HOOK,)
 
     def hooks(self, scratch: Path, out: Path) -> Iterator[str]:
         """Yield mmdebstrap's hooks, shell text by its own definition, with the new root as $1.
@@ -78,17 +85,21 @@ class Recipe:
         # Twice: the initial RAM file system is made while packages are installed, and these write files too.
         for stage in ("essential", "customize"):
             yield f"--{stage}-hook=tar-in {tar} /"
-        if self.kind == STANDARD:
+        if self.kind.base == STANDARD:
             for name, modules in (("host", overlay.HOST_MODULES), ("guest", overlay.GUEST_MODULES)):
                 words = f"initramfs.py {name}_init.sh {name}.initramfs {' '.join(modules)}"
                 yield f'--customize-hook=chroot "$1" sh -c "cd {overlay.INSIDE} && python3 {words}"'
+        if self.kind == DESKTOP:
+            user_and_modules = shlex.quote(str(scratch / DESKTOP_HOOK.name))
+            yield f'--customize-hook=sh {user_and_modules} "$1" {overlay.INSIDE}'
+        disk = self.kind.base.name
         identities = f"{ROOT_UUID} {ESP_ID.replace('-', '')}"
-        yield f'--customize-hook=sh {script} "$1" {target} {overlay.INSIDE} {self.kind.name} {identities}'
+        yield f'--customize-hook=sh {script} "$1" {target} {overlay.INSIDE} {disk} {identities}'
 
     def key(self) -> str:
         """Return the name of the image in the cache: another recipe, another name."""
         parts = [SUITE, *self.packages, *self.hooks(Path("scratch"), Path("out"))]
         digest = hashlib.sha256("\0".join(parts).encode() + self.files)
-        for file in (HOOK, PROVISION):
+        for file in (*self.scripts, PROVISION):
             digest.update(file.read_bytes())
         return f"{self.kind.name}-{digest.hexdigest()[:16]}"

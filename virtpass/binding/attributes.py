@@ -11,6 +11,8 @@ DEADLINE = 10.0
 
 ATTRIBUTE = "attribute"
 
+_CONSOLES = "/sys/class/vtconsole"
+
 # What may be put back: the directory above any names, and how the rest of the path ends.
 _KNOWN = (
     ("/sys/bus/pci/devices/", "/power/control"),
@@ -55,6 +57,23 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
         raise ValueError("not an attribute that virtpass changes")
     if host.read(path) == value:
         host.write_attribute(path, before, DEADLINE)
+        if path.startswith(f"{_CONSOLES}/") and before == "1" and host.read(path) == "0":
+            _take_consoles(host, path)
+
+
+def _take_consoles(host: Host, path: str) -> None:
+    """Give the text consoles to a console driver by taking them from the other one.
+
+    The kernel ignores that one is to be bound where its first console driver is gone, such as that of VGA,
+    which drivers of displays remove. Unbinding the other one works.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    for name in host.names(_CONSOLES):
+        other = f"{_CONSOLES}/{name}/bind"
+        if other != path and host.read(other) == "1":
+            host.write_attribute(other, "0", DEADLINE)
 
 
 def is_known(path: str) -> bool:

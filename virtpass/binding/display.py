@@ -13,8 +13,8 @@ import os
 import select
 import time
 
-from virtpass.binding import attributes, owners
-from virtpass.binding.holders import holders
+from virtpass.binding import attributes, engine, owners
+from virtpass.binding.holders import SYSTEMD, holders, named
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -136,6 +136,8 @@ def _who(host: Host, found: list[Held]) -> tuple[list[str], list[str]]:
 
 def _can_go(host: Host, held: Held) -> bool:
     """Tell whether a process ends, or lets go, when its unit or its session at a seat does."""
+    if held[0] == SYSTEMD:
+        return True
     kind, _ = owners.owner(host, held[0])
     if kind in (owners.SESSION, owners.USER):
         return bool(_who(host, [held])[1])
@@ -143,9 +145,7 @@ def _can_go(host: Host, held: Held) -> bool:
 
 
 def _held(found: list[Held], remedy: str) -> RefusedError:
-    names = ", ".join(f"{program} (process {process}, {node})" for process, program, node in found[:4])
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-    return RefusedError("held", f"the device is still in use by {names}{more}", remedy)
+    return RefusedError("held", f"the device is still in use by {named(found)}", remedy)
 
 
 def _wait_for_free(host: Host, addresses: list[PciAddress], wait: float) -> bool:
@@ -216,11 +216,12 @@ def wait_for_nodes(host: Host, fields: tuple[str, ...]) -> None:
     """Wait until the cards have their nodes again, and udev has done with them.
 
     Raises:
-        FailedError: one has none after some time.
+        FailedError: one has none after some time, or its driver hangs.
     """
     end = time.monotonic() + _NODE_DEADLINE
     for text in fields:
         address = PciAddress.parse(text)
+        engine.refuse_stuck(host, address)
         while sysfs.is_present(host, address) and not _drm_nodes(host, address):
             if time.monotonic() >= end:
                 raise FailedError(

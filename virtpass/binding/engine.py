@@ -282,8 +282,10 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
     else:
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
-    # What depends on the devices, such as a desktop, waits until these are back.
-    problems += effects.undo(host, journal, only=effects.INDEPENDENT if problems else None, tell=tell)
+    # What depends on the devices, such as a desktop, waits until these are back; but not for one that hangs,
+    # which never comes back before the next boot.
+    waits = any(problem.reference != "stuck" for problem in problems)
+    problems += effects.undo(host, journal, only=effects.INDEPENDENT if waits else None, tell=tell)
     if not lasting(problems):
         try:
             journal.remove()
@@ -364,6 +366,9 @@ def probe(host: Host, address: PciAddress, wanted: str) -> None:
     if sysfs.driver(host, address) is None and not host.exists(f"{sysfs.DRIVERS}/{wanted}"):
         # The module was unloaded in the meantime; the device's alias finds it, as at boot.
         load_module(host, host.read(f"{sysfs.device_path(address)}/modalias") or wanted)
+        if not host.exists(f"{sysfs.DRIVERS}/{wanted}"):
+            # Where the configuration keeps the alias from loading it, somebody had loaded it by its name.
+            host.run(["/sbin/modprobe", "--", wanted], MODULE_DEADLINE)
         if sysfs.driver(host, address) is None:
             _drivers_probe(host, address)
     bound = sysfs.driver(host, address)

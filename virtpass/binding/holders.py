@@ -11,6 +11,14 @@ from virtpass.system.host import Host
 # that has a power key.
 _HARMLESS = ("input/",)
 
+# Where a session has its card from logind, logind has it open too, and so has systemd, which keeps it
+# for the next logind. Both let go when the session does.
+SYSTEMD = 1
+_LOGIND = "systemd-logind"
+
+# How many are named in a message.
+_NAMED = 4
+
 
 def device_nodes(host: Host, address: PciAddress) -> set[str]:
     """Return the device nodes that a device's driver made, such as ``/dev/dri/card0``."""
@@ -28,6 +36,9 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
     nodes: set[str] = set()
     for address in addresses:
         nodes |= device_nodes(host, address)
+        if sysfs.driver(host, address) == "nvidia":
+            # Its own nodes are no children of the device; some are for all of its cards.
+            nodes |= {f"/dev/{name}" for name in host.names("/dev") if name.startswith("nvidia")}
     if not nodes:
         return []
     found = {}
@@ -39,6 +50,17 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
             if target in nodes:
                 found[int(name)] = (host.read(f"/proc/{name}/comm") or "?", target)
     return [(process, *found[process]) for process in sorted(found)]
+
+
+def named(found: list[tuple[int, str, str]]) -> str:
+    """Return who holds a device, for a message.
+
+    Args:
+        found: as `holders` returns it. Who holds it for somebody else is left out, unless nobody else does.
+    """
+    own = [one for one in found if one[0] != SYSTEMD and one[1] != _LOGIND] or found
+    names = ", ".join(f"{program} (process {process}, {node})" for process, program, node in own[:_NAMED])
+    return f"{names} and {len(own) - _NAMED} more" if len(own) > _NAMED else names
 
 
 def _nodes(host: Host, path: str) -> list[str]:

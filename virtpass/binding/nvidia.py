@@ -6,6 +6,7 @@ An unbind that finds a user never ends, even when the user does, and users in th
 Imported by the hook: the imports here are on its allow-list.
 """
 
+from virtpass.binding import engine
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -55,14 +56,22 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
 
     Raises:
         RefusedError: a module is in use.
-        FailedError: it could not be recorded.
+        FailedError: it could not be recorded, or the driver hangs.
     """
     names = loaded(host, addresses)
     if not names:
         return []
     journal.add(*((MODULE, name) for name in reversed(names)))
     for name in names:
-        if host.run(["/sbin/rmmod", "--", name], DEADLINE) != 0 and host.exists(f"/sys/module/{name}"):
+        status = host.run(["/sbin/rmmod", "--", name], DEADLINE)
+        if status is None:
+            # It waits in the driver's remove function, as an unbind would, and nothing ends that.
+            for address in addresses:
+                if sysfs.driver(host, address) == DRIVER:
+                    engine.mark_stuck(host, address, "unload")
+            what = f"unloading the module {name} does not come back from its driver"
+            raise FailedError("stuck", what, "reboot the host")
+        if status != 0 and host.exists(f"/sys/module/{name}"):
             count = host.read(f"/sys/module/{name}/refcnt") or "?"
             raise RefusedError(
                 "nvidia-driver",

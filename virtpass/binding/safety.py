@@ -3,7 +3,7 @@
 Imported by the hook: the imports here are on its allow-list.
 """
 
-from virtpass.binding.holders import holders
+from virtpass.binding.holders import holders, named
 from virtpass.binding.journal import journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -86,11 +86,9 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
                 " card needs it, keep it off this one with driver_override from boot on",
             )
     if held := holders(host, addresses) if not hands_over else []:
-        programs = ", ".join(f"{program} (process {process}, {node})" for process, program, node in held[:4])
-        more = f" and {len(held) - 4} more" if len(held) > 4 else ""
         raise RefusedError(
             "held",
-            f"the device is in use by {programs}{more}",
+            f"the device is in use by {named(held)}",
             "end these programs first, or let the desktop go for this domain "
             "(virtpass domain policy DOMAIN display=hand-over)",
         )

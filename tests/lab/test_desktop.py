@@ -1,0 +1,218 @@
+"""The only card goes from a running desktop to a domain, and the desktop comes back with it.
+
+Each test begins with a session that draws on the card's monitor, and ends with one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from . import topology
+from .desktop import AUTOLOGIN, GREEN, ORANGE, USER
+from .guest import Guest, draws
+from .machine import Machine
+from .picture import Colour
+from .virtpass import HOOK, UNBIND, covered, journals, live_xml, never_answering, read_json, virtpass
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CARD, AUDIO = topology.CARD, topology.CARD_AUDIO
+LENT = ("vfio-pci", "vfio-pci")
+UNBIND_CARD = UNBIND.format(driver="bochs-drm")
+LIGHTDM, GETTY = "lightdm.service", "getty@tty1.service"
+# What a hand-over may change beside drivers: power management, the consoles, what runs.
+SETTINGS = """
+cd /sys/bus/pci/devices && grep . */power/control */d3cold_allowed
+cd /sys/class/vtconsole && grep . */name */bind
+systemctl list-units --failed --no-legend --plain
+systemctl is-active lightdm.service getty@tty1.service libvirtd.service
+"""
+# Control, Alt and F1: the ioctl is VT_ACTIVATE.
+FIRST_TERMINAL = "import fcntl; fcntl.ioctl(open('/dev/tty0'), 0x5606, 1)"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A way to have a desktop: what draws, who starts it again, and the files that make it so."""
+
+    name: str
+    program: str
+    unit: str
+    colour: Colour
+    files: tuple[tuple[str, str], ...] = ()
+
+    def runs(self, machine: Machine) -> list[str]:
+        """Return the processes of what draws."""
+        return machine.run(["pgrep", "-x", self.program]).text.split()
+
+    def is_seen(self, machine: Machine) -> bool:
+        """Return whether the monitor shows it."""
+        return machine.picture().share(self.colour) > 0.9
+
+
+X = Session("X by lightdm", "Xorg", LIGHTDM, ORANGE)
+WAYLAND = Session(
+    "Wayland by lightdm",
+    "weston",
+    LIGHTDM,
+    GREEN,
+    (("/etc/lightdm/lightdm.conf.d/60-wayland.conf", "[Seat:*]\nautologin-session=weston\n"),),
+)
+CONSOLE = Session(
+    "Wayland from a console",
+    "weston",
+    GETTY,
+    GREEN,
+    ((f"/etc/systemd/system/{GETTY}.d/autologin.conf", AUTOLOGIN),),
+)
+SESSIONS = (X, WAYLAND, CONSOLE)
+
+
+@pytest.fixture(params=[X], ids=[X.name])
+def session(request: pytest.FixtureRequest, desktop: Machine) -> Iterator[Session]:
+    """A desktop that somebody sees, which is there at the end as well."""
+    session: Session = request.param
+    for path, text in session.files:
+        desktop.put(text, path)
+    try:
+        desktop.run(["systemctl", "daemon-reload"]).check()
+        desktop.run(["systemctl", "restart", session.unit], timeout=120).check()
+        desktop.wait_until(lambda: session.is_seen(desktop), f"{session.name} is on the monitor", 90)
+        yield session
+        desktop.wait_until(lambda: session.is_seen(desktop), f"{session.name} is on the monitor again", 90)
+    finally:
+        desktop.run(["rm", "-f", *(path for path, _ in session.files)]).check()
+        desktop.run(["systemctl", "daemon-reload"]).check()
+        desktop.run(["systemctl", "stop", session.unit], timeout=120).check()
+        desktop.run(["loginctl", "terminate-user", USER])
+        desktop.wait_until(lambda: not session.runs(desktop), f"{session.name} has ended")
+        # lightdm leaves its own terminal on the monitor.
+        desktop.run(["python3", "-c", FIRST_TERMINAL]).check()
+        desktop.run(["systemctl", "start", GETTY]).check()
+
+
+@pytest.fixture(autouse=True)
+def before(desktop: Machine, session: Session) -> Iterator[tuple[object, str]]:
+    """Drivers and settings at the beginning; they must be the same at the end, with nothing on record.
+
+    AppArmor confines the daemon all the time.
+    """
+    assert is_confined(desktop)
+    state, settings = desktop.state(), settings_of(desktop)
+    yield state, settings
+    desktop.wait_until(lambda: journals(desktop) == [], "nothing is on record")
+    assert desktop.state() == state
+    assert settings_of(desktop) == settings
+    assert is_confined(desktop)
+
+
+def is_confined(machine: Machine) -> bool:
+    """Return whether AppArmor confines the daemon, which starts the hook."""
+    (daemon,) = machine.run(["pidof", "libvirtd"]).check().text.split()
+    return machine.get(f"/proc/{daemon}/attr/current").decode().strip() == "libvirtd (enforce)"
+
+
+def settings_of(machine: Machine) -> str:
+    """Return what a hand-over may change beside drivers."""
+    return machine.run(["sh", "-c", SETTINGS]).text
+
+
+def give(guest: Guest, display: str = "hand-over") -> None:
+    """Attach the card to the domain, with this policy."""
+    virtpass(guest.machine, "domain", "attach", guest.name, CARD).check()
+    virtpass(guest.machine, "domain", "policy", guest.name, f"display={display}").check()
+
+
+def is_active(machine: Machine, unit: str) -> bool:
+    """Return whether a unit runs."""
+    return machine.run(["systemctl", "is-active", "--quiet", unit]).status == 0
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=[session.name for session in SESSIONS], indirect=True)
+def test_the_desktop_lets_the_card_go_and_comes_back(
+    desktop: Machine, desktop_guest: Guest, session: Session
+) -> None:
+    running = session.runs(desktop)
+    give(desktop_guest, "refuse")
+    refused = desktop_guest.start()
+    assert refused.status != 0
+    assert (
+        f"virtpass: the device is in use by {session.program} (process {running[0]}, /dev/dri/card"
+        in refused.error_text
+    )
+    assert session.runs(desktop) == running
+    assert session.is_seen(desktop)
+
+    virtpass(desktop, "domain", "policy", "guest", "display=hand-over").check()
+    desktop_guest.start().check()
+    assert desktop.state()[CARD] == desktop.state()[AUDIO] == LENT
+    assert session.runs(desktop) == []
+    assert not is_active(desktop, session.unit)
+    assert desktop_guest.wait_ready()["0000:01:00.0"].driver == "bochs-drm"
+    desktop.wait_until(lambda: draws(desktop.picture()), "the guest draws on the card")
+
+    desktop_guest.shutdown()
+    desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
+    assert is_active(desktop, session.unit)
+    assert session.runs(desktop) not in ([], running)
+
+
+def test_a_start_that_fails_after_the_desktop_was_stopped_brings_it_back(
+    desktop: Machine, desktop_guest: Guest, session: Session
+) -> None:
+    running = session.runs(desktop)
+    give(desktop_guest)
+    with covered(desktop, UNBIND_CARD, "/dev/full"):
+        failed = desktop_guest.start()
+    assert failed.status != 0
+    assert f"virtpass: {CARD}: unbind bochs-drm: No space left on device" in failed.error_text
+    assert "not everything could be put back" not in failed.error_text
+    assert desktop_guest.state() == "shut off"
+    assert is_active(desktop, session.unit)
+    desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
+    assert session.runs(desktop) != running
+
+
+def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
+    desktop: Machine, desktop_guest: Guest, session: Session
+) -> None:
+    give(desktop_guest)
+    xml = live_xml(desktop, "guest")
+    with never_answering(desktop, UNBIND_CARD):
+        hook = desktop.begin([HOOK, "guest", "prepare", "begin", "-"], xml)
+        desktop.wait_until(lambda: desktop.driver(AUDIO) == "vfio-pci", "the hook is half done")
+        assert not is_active(desktop, session.unit)
+        assert session.runs(desktop) == []
+        (process,) = desktop.run(["pgrep", "-f", "-o", "virtpass.hook.entry"]).text.split()
+        desktop.run(["kill", "-9", process]).check()
+        assert hook.wait().status == -signal.SIGKILL
+    assert not is_active(desktop, session.unit)
+    recovered = virtpass(desktop, "recover").check()
+    assert "guest" in recovered.text
+    assert is_active(desktop, session.unit)
+    desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
+
+
+def test_who_cannot_be_asked_is_named_before_anything_is_stopped(
+    desktop: Machine, desktop_guest: Guest, session: Session
+) -> None:
+    running = session.runs(desktop)
+    give(desktop_guest)
+    # What a container is for systemd: a scope that is nobody's session.
+    holder = desktop.begin(
+        ["systemd-run", "--scope", "--quiet", "sh", "-c", "exec sleep 1000 < /dev/dri/card0"]
+    )
+    desktop.wait_until(
+        lambda: any("sleep" in str(one) for one in read_json(desktop, "device", "show", CARD)["used_by"]),
+        "the program has the card open",
+    )
+    refused = desktop_guest.start()
+    assert refused.status != 0
+    assert "still in use by sleep (process " in refused.error_text
+    assert session.runs(desktop) == running
+    holder.signal(signal.SIGTERM)
+    holder.wait()
