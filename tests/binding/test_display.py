@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
-from virtpass.binding import attributes, display, effects, engine, nvidia, power, safety
+from virtpass.binding import attributes, display, effects, engine, nvidia, owners, power, safety
 from virtpass.binding.journal import Journal, read_journal
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
@@ -28,6 +28,7 @@ class Desktop(SimulatedHost):
     Attributes:
         programs: what was run, as words.
         stubborn: units that do not stop.
+        refusing_to_start: units that do not start.
         loaded_again: modules that are in use.
         endless: modules whose unloading does not come back.
     """
@@ -36,6 +37,7 @@ class Desktop(SimulatedHost):
         super().__init__(root)
         self.programs: list[str] = []
         self.stubborn: set[str] = set()
+        self.refusing_to_start: set[str] = set()
         self.loaded_again: set[str] = set()
         self.endless: set[str] = set()
 
@@ -62,7 +64,7 @@ class Desktop(SimulatedHost):
                 return 1
             if verb == "stop":
                 self.end(unit)
-            return 0
+            return 1 if verb == "start" and unit in self.refusing_to_start else 0
         if name == "loginctl":
             self.end(f"session-{argv[2]}.scope")
             session = self.read(f"/run/systemd/sessions/{argv[2]}") or ""
@@ -72,6 +74,7 @@ class Desktop(SimulatedHost):
         if name == "rmmod":
             module = argv[-1]
             if module in self.endless:
+                os.unlink(self.path(f"/sys/bus/pci/devices/{CARD}/driver"))
                 return None
             if module in self.loaded_again:
                 return 1
@@ -225,6 +228,54 @@ def test_who_cannot_be_asked_is_named_before_anything_is_stopped(
         hand_over(host, journal)
     assert host.programs == []
     assert journal.effects == []
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "expected"),
+    [
+        ("/system.slice/lightdm.service", ("unit", "lightdm.service")),
+        ("/system.slice/system-getty.slice/getty@tty1.service", ("unit", "getty@tty1.service")),
+        ("/system.slice/foo.service/of/its/own", ("unit", "foo.service")),
+        ("/user.slice/user-1000.slice/session-3.scope", ("session", "3")),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/x.service", ("user", "1000")),
+        # The same names within containers, and in cgroups that a service makes for itself.
+        ("/machine.slice/systemd-nspawn@box.service/payload/system.slice/ssh.service", None),
+        ("/system.slice/docker-ab.scope/system.slice/lightdm.service", None),
+        ("/lxc.payload.box/user.slice/user-1000.slice/session-2.scope", None),
+        ("/system.slice/foo.service/user@1000.service", ("unit", "foo.service")),
+        ("/user.slice/user-1000.slice/user@1001.service", None),
+        ("/user.slice/user-x.slice/session-2.scope", None),
+        ("/user.slice/user-1000.slice/session--2.scope", None),
+        ("/user.slice", None),
+        ("/", None),
+        ("", None),
+    ],
+)
+def test_who_a_process_belongs_to(host: Desktop, cgroup: str, expected: tuple[str, str] | None) -> None:
+    host.put("/proc/7000001/cgroup", f"12:cpu:/elsewhere\n0::{cgroup}\n")
+    assert owners.owner(host, 7_000_001) == (expected or ("unknown", cgroup))
+
+
+@pytest.mark.parametrize("unit", ["ssh.service", "cron.service", "libvirtd.service"])
+def test_services_that_the_host_needs_are_not_stopped(host: Desktop, unit: str) -> None:
+    host.begin(SSH, "cuda", f"/system.slice/{unit}", CARD0)
+    with pytest.raises(RefusedError, match="cuda"):
+        hand_over(host, begun(host))
+    assert host.programs == []
+
+
+def test_what_is_undone_is_not_undone_again_when_the_rest_is_not(host: Desktop) -> None:
+    with_lightdm(host)
+    journal = begun(host)
+    hand_over(host, journal)
+    journal.add(("unit", "other.service"))
+    host.refusing_to_start.add(MANAGER)
+    assert len(effects.undo(host, journal)) == 1
+    found = read_journal(host, GUEST)
+    assert found is not None
+    assert found.effects == [("unit", MANAGER), ("unit", "other.service")] == journal.effects
+    host.refusing_to_start.clear()
+    assert effects.undo(host, found) == []
 
 
 def test_logind_itself_is_never_stopped(host: Desktop) -> None:

@@ -55,7 +55,9 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
     path, before, value = fields
     if not is_known(path):
         raise ValueError("not an attribute that virtpass changes")
-    if host.read(path) == value:
+    # Also where it is as it was: a write of a hook that was killed may still be on its way, and this one
+    # waits for it.
+    if host.read(path) in (value, before):
         host.write_attribute(path, before, DEADLINE)
         if path.startswith(f"{_CONSOLES}/") and before == "1" and host.read(path) == "0":
             _take_consoles(host, path)

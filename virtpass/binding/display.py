@@ -38,15 +38,23 @@ _ROUNDS = 4
 UNIT, NODES = "unit", "display"
 
 # These keep a card open for others, or carry the hand-over itself.
-_KEPT = frozenset(
+_KEPT = frozenset(("systemd-logind.service", "systemd-udevd.service"))
+# These carry the hand-over itself, or whoever watches it from elsewhere: what holds the card there is none
+# of a desktop.
+_NEEDED = frozenset(
     (
-        "systemd-logind.service",
         "dbus.service",
         "dbus-broker.service",
-        "systemd-udevd.service",
         "systemd-journald.service",
         "libvirtd.service",
         "virtqemud.service",
+        "ssh.service",
+        "sshd.service",
+        "cron.service",
+        "crond.service",
+        "atd.service",
+        "NetworkManager.service",
+        "systemd-networkd.service",
     )
 )
 
@@ -103,9 +111,9 @@ def hand_over(host: Host, journal: Journal, addresses: list[PciAddress], wait: f
             asked.add(session)
             done.append(f"session {session} ended")
             host.run([_LOGINCTL, "terminate-session", session], STOP_DEADLINE)
+        if asked and not units and not ended:
+            break  # they have had their time
         if not _wait_for_free(host, addresses, wait):
-            break
-        if not units and not ended:
             break
     if left := holders(host, addresses):
         raise _held(left, "end it first, or give it more time (virtpass domain policy DOMAIN wait=SECONDS)")
@@ -123,7 +131,7 @@ def _who(host: Host, found: list[Held]) -> tuple[list[str], list[str]]:
     known = owners.sessions(host)
     for process, _, _ in found:
         kind, name = owners.owner(host, process)
-        if kind == owners.UNIT and name not in _KEPT:
+        if kind == owners.UNIT and name not in _KEPT | _NEEDED:
             units.append(name)
         for identifier, user, seat, terminal in known:
             is_its = (kind == owners.SESSION and identifier == name) or (kind == owners.USER and user == name)
@@ -138,10 +146,10 @@ def _can_go(host: Host, held: Held) -> bool:
     """Tell whether a process ends, or lets go, when its unit or its session at a seat does."""
     if held[0] == SYSTEMD:
         return True
-    kind, _ = owners.owner(host, held[0])
+    kind, name = owners.owner(host, held[0])
     if kind in (owners.SESSION, owners.USER):
         return bool(_who(host, [held])[1])
-    return kind == owners.UNIT
+    return kind == owners.UNIT and name not in _NEEDED
 
 
 def _held(found: list[Held], remedy: str) -> RefusedError:

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     Tell = Callable[..., None]
 
 
-# What has nothing to do with whether the devices are back.
-INDEPENDENT = frozenset(("huge-pages", "allowed-cpus", "interrupt", "governor"))
-
-
 def nobody(*_: object) -> None:
     """Ignore what is told."""
 
@@ -45,7 +41,6 @@ def undo(
     host: Host,
     journal: Journal,
     *,
-    only: frozenset[str] | None = None,
     tell: Tell = nobody,
 ) -> list[VirtpassError]:
     """Undo the effects of a journal, the last one first; each is tried even if another fails.
@@ -53,25 +48,25 @@ def undo(
     Args:
         host: the host.
         journal: the record.
-        only: kinds to undo; None for all.
         tell: is told of each: "undo", what, how many seconds it took, and what went wrong.
 
     Returns:
         what could not be undone.
     """
-    wanted = [one for one in reversed(journal.effects) if only is None or one[0] in only]
+    wanted = list(reversed(journal.effects))
     problems: list[VirtpassError] = []
     if not wanted:
         return problems
     known = undoers()
     is_dark = False
+    failed: set[str] = set()
     for kind, *fields in wanted:
         began = time.monotonic()
         count = len(problems)
         try:
             if kind not in known:
                 raise FailedError("effect", f"'{kind}' on record is not known to this version")
-            if kind == "unit" and is_dark:
+            if kind == "unit" and is_dark and not fields[0].startswith("getty@"):
                 raise FailedError("effect", f"{fields[0]} is not started: its display is not there")
             if kind == "steps":
                 from virtpass.binding.steps import release
@@ -82,9 +77,22 @@ def undo(
         except VirtpassError as error:
             is_dark = is_dark or kind == "display"
             problems.append(error)
-        except (OSError, ValueError) as error:
-            what = one_line(f"{kind} {' '.join(fields)} cannot be undone: {error}")
+        except Exception as error:  # whatever it is, the others have their turn
+            what = one_line(f"{kind} {' '.join(fields)} cannot be undone: {error!r}")
             problems.append(FailedError("effect", what))
+        if len(problems) > count:
+            failed.add(_group(kind))
         problem = problems[-1].line if len(problems) > count else ""
         tell("undo", f"{kind} {' '.join(fields)}", time.monotonic() - began, problem)
+    if problems:
+        # The record stays: what is undone must neither be undone once more nor count for other domains.
+        try:
+            journal.mark_undone([one for one in wanted if _group(one[0]) not in failed])
+        except VirtpassError as error:
+            problems.append(error)
     return problems
+
+
+def _group(kind: str) -> str:
+    """Return what kinds of one thing have in common, such as ``huge-pages`` and ``huge-pages-got``."""
+    return kind.partition("-")[0]

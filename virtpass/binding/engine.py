@@ -181,13 +181,13 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
     return overrides + unbinds + probes + restored
 
 
-def override_all(host: Host, homes: list[Home]) -> None:
+def override_all(host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset()) -> None:
     """Set the override of devices before their driver goes, so that no other takes them in between.
 
     Raises:
         FailedError: the kernel refused.
     """
-    for step in steps_to_lend(homes):
+    for step in steps_to_lend(homes, free):
         if step[1] == OVERRIDE:
             apply(host, step)
 
@@ -282,10 +282,14 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
     else:
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
-    # What depends on the devices, such as a desktop, waits until these are back; but not for one that hangs,
-    # which never comes back before the next boot.
-    waits = any(problem.reference != "stuck" for problem in problems)
-    problems += effects.undo(host, journal, only=effects.INDEPENDENT if waits else None, tell=tell)
+    # Also when a device is not back: what draws on it waits for its display, and for nothing else.
+    undone = effects.undo(host, journal, tell=tell)
+    if problems and not undone and journal.effects:
+        try:
+            journal.mark_undone(list(reversed(journal.effects)))
+        except VirtpassError as error:
+            undone.append(error)
+    problems += undone
     if not lasting(problems):
         try:
             journal.remove()

@@ -9,6 +9,7 @@ a crash before the first write to a device. The records:
     domain UUID NAME
     home ADDRESS DRIVER OVERRIDE     where a device was; "-" for none
     did KIND FIELD...                what else is about to be changed (`virtpass.binding.effects`)
+    undone KIND FIELD...             that is as it was again, though the rest is not
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -107,6 +108,17 @@ class Journal:
         self._host.append_own(DIRECTORY, self.uuid, text.encode())
         self.effects += effects
 
+    def mark_undone(self, effects: list[tuple[str, ...]]) -> None:
+        """Record that effects are undone, where the record of the rest stays.
+
+        Raises:
+            FailedError: that could not be recorded.
+        """
+        text = "".join("\t".join(map(_quoted, ("undone", *effect))) + "\n" for effect in effects)
+        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        for effect in effects:
+            _take_back(self.effects, effect)
+
     def _forget(self) -> None:
         try:
             self.remove()
@@ -169,8 +181,18 @@ def _take(journal: Journal, fields: list[str], position: int) -> None:
         journal.homes.append(Home(PciAddress.parse(fields[1]), driver, override))
     elif kind == "did" and len(fields) >= 2:
         journal.effects.append(tuple(fields[1:]))
+    elif kind == "undone" and len(fields) >= 2:
+        _take_back(journal.effects, tuple(fields[1:]))
     else:
         raise ValueError(fields)
+
+
+def _take_back(effects: list[tuple[str, ...]], effect: tuple[str, ...]) -> None:
+    """Take the last of equal effects out of a list, if there is one."""
+    for position in reversed(range(len(effects))):
+        if effects[position] == effect:
+            del effects[position]
+            return
 
 
 def is_driver_name(name: str) -> bool:

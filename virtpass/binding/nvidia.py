@@ -61,14 +61,15 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
     names = loaded(host, addresses)
     if not names:
         return []
+    # Before: the kernel takes the link to the driver away first of all.
+    bound = [address for address in addresses if sysfs.driver(host, address) == DRIVER]
     journal.add(*((MODULE, name) for name in reversed(names)))
     for name in names:
         status = host.run(["/sbin/rmmod", "--", name], DEADLINE)
         if status is None:
             # It waits in the driver's remove function, as an unbind would, and nothing ends that.
-            for address in addresses:
-                if sysfs.driver(host, address) == DRIVER:
-                    engine.mark_stuck(host, address, "unload")
+            for address in bound:
+                engine.mark_stuck(host, address, "unload")
             what = f"unloading the module {name} does not come back from its driver"
             raise FailedError("stuck", what, "reboot the host")
         if status != 0 and host.exists(f"/sys/module/{name}"):

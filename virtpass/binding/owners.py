@@ -36,17 +36,29 @@ def owner(host: Host, process: int) -> tuple[str, str]:
         the user whose service manager started it; or `UNKNOWN` and its cgroup.
     """
     path = _cgroup(host, process)
-    parts = path.split("/")
-    for part in parts:
-        if part.startswith("user@") and part.endswith(".service"):
-            return USER, part[5:-8]
-    last = parts[-1]
-    if last.startswith("session-") and last.endswith(".scope"):
-        return SESSION, last[8:-6]
-    if "system.slice" in parts:
-        for part in parts[parts.index("system.slice") + 1 :]:
+    # From the root: containers, and services with cgroups of their own making, have the same names below.
+    _, root, *parts = [*path.split("/"), "", ""]
+    if root == "user.slice":
+        return _of_user(parts, path)
+    if root == "system.slice":
+        for part in parts:
             if part.endswith(".service") and is_unit(part):
                 return UNIT, part
+            if not part.endswith(".slice"):
+                break
+    return UNKNOWN, path
+
+
+def _of_user(parts: list[str], path: str) -> tuple[str, str]:
+    """Return what of a user's a process belongs to, by the parts of its cgroup below ``user.slice``."""
+    user, below = parts[0].removeprefix("user-").removesuffix(".slice"), parts[1]
+    if not user.isdigit() or parts[0] != f"user-{user}.slice":
+        return UNKNOWN, path
+    if below == f"user@{user}.service":
+        return USER, user
+    session = below.removeprefix("session-").removesuffix(".scope")
+    if session.isalnum() and below == f"session-{session}.scope":
+        return SESSION, session
     return UNKNOWN, path
 
 

@@ -113,11 +113,16 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
         journal,
         homes,
         lambda: _make_ready(host, journal, checked, lent, report),
-        free=frozenset(checked.companions if checked.policy.companions == "free" else ()),
+        free=free_of(checked),
         tell=report.done,
     )
     moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
     return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
+
+
+def free_of(checked: Checked) -> frozenset[PciAddress]:
+    """Return the devices that get no driver at all."""
+    return frozenset(checked.companions if checked.policy.companions == "free" else ())
 
 
 def _make_ready(
@@ -137,6 +142,11 @@ def _make_ready(
         from virtpass.binding import steps
 
         steps.prepare(host, journal, lent, report.done)
+    if not checked.hands_over and (checked.tuning is not None or checked.has_steps):
+        from virtpass.binding import safety
+
+        # That took its time, and somebody may have opened the card meanwhile.
+        safety.refuse_in_use(host, lent)
     from virtpass.binding import power
 
     power.keep_awake(host, journal, lent)
@@ -146,7 +156,7 @@ def _make_ready(
         with report.step("hand-over", ", ".join(map(str, lent))):
             for text in display.hand_over(host, journal, lent, checked.policy.wait):
                 report.done("stopped", text, 0.0)
-        engine.override_all(host, journal.homes)
+        engine.override_all(host, journal.homes, free_of(checked))
         with report.step("unload"):
             nvidia.unload(host, journal, lent)
 
