@@ -224,6 +224,7 @@ def test_taking_cut_off_anywhere(tmp_path: str, kind: str) -> None:
         assert state(host) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_undoing_cut_off_anywhere(tmp_path: str, kind: str) -> None:
     for host, before in each_fault(str(tmp_path), start, undo, kind):
@@ -232,6 +233,7 @@ def test_undoing_cut_off_anywhere(tmp_path: str, kind: str) -> None:
         assert state(host) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", [GUEST, OTHER])
 def test_beside_another_domain_cut_off_anywhere(tmp_path: str, kind: str, first: str) -> None:
