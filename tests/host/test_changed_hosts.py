@@ -148,6 +148,7 @@ def test_a_bootloader_that_is_gone_takes_nothing_with_it(tmp_path: Path) -> None
     assert host_preparation.plan_undo(host) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", APPLIED, ids=lambda row: row.name)
 def test_a_boot_partition_that_is_not_mounted_is_no_reason_to_forget(row: Row, tmp_path: Path) -> None:
     root = tmp_path / "root"

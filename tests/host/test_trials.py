@@ -125,6 +125,7 @@ def test_a_trial_that_was_cut_off_is_chosen_once_more_and_reverted(row: Row, tmp
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TRYING, ids=lambda row: row.name)
 def test_a_trial_that_is_reverted_before_its_boot_leaves_no_trace(row: Row, tmp_path: Path) -> None:
     trial = Trial(row, tmp_path)
@@ -135,6 +136,7 @@ def test_a_trial_that_is_reverted_before_its_boot_leaves_no_trace(row: Row, tmp_
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TRYING, ids=lambda row: row.name)
 def test_a_choice_that_fails_leaves_no_trace(row: Row, tmp_path: Path) -> None:
     trial = Trial(row, tmp_path)
@@ -148,6 +150,7 @@ def test_a_choice_that_fails_leaves_no_trace(row: Row, tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TRYING, ids=lambda row: row.name)
 def test_a_trial_is_made_lasting_and_taken_back(row: Row, tmp_path: Path) -> None:
     trial = Trial(row, tmp_path)
