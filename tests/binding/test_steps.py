@@ -219,7 +219,7 @@ def test_in_the_release_each_has_its_turn(host: SimulatedHost, put: Put) -> None
     journal = read_journal(host, GUEST)
     assert journal is not None
     (problem,) = effects.undo(host, journal)
-    assert problem.reference == steps.RELEASE_STEP
+    assert problem.reference == effects.RELEASE_STEP
     for words in (
         "release.d/0",
         "release.d/1 failed with exit status 1",

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Tell = Callable[..., None]
 
 
+# The reference of an error of the administrator's steps after which the record need not stay.
+RELEASE_STEP = "release-step"
+
+
 def nobody(*_: object) -> None:
     """Ignore what is told."""
 
@@ -41,6 +45,7 @@ def undo(
     host: Host,
     journal: Journal,
     *,
+    stays: bool = False,
     tell: Tell = nobody,
 ) -> list[VirtpassError]:
     """Undo the effects of a journal, the last one first; each is tried even if another fails.
@@ -48,6 +53,7 @@ def undo(
     Args:
         host: the host.
         journal: the record.
+        stays: whether the record stays for another reason, such as a device that is not back.
         tell: is told of each: "undo", what, how many seconds it took, and what went wrong.
 
     Returns:
@@ -84,7 +90,7 @@ def undo(
             failed.add(_group(kind))
         problem = problems[-1].line if len(problems) > count else ""
         tell("undo", f"{kind} {' '.join(fields)}", time.monotonic() - began, problem)
-    if problems:
+    if problems or stays:
         # The record stays: what is undone must neither be undone once more nor count for other domains.
         try:
             journal.mark_undone([one for one in wanted if _group(one[0]) not in failed])

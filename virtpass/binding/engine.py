@@ -223,13 +223,7 @@ def lend(
         prepare()
         for step in steps_to_lend(homes, free):
             current = step[0]
-            began = time.monotonic()
-            try:
-                apply(host, step)
-            except VirtpassError as error:
-                tell(step[1], str(step), time.monotonic() - began, error.line)
-                raise
-            tell(step[1], str(step), time.monotonic() - began)
+            _apply_and_tell(host, step, tell)
     except Exception as error:
         problems = lasting(give_back(host, journal, tell=tell))
         if getattr(error, "reference", "") == "stuck":
@@ -242,6 +236,19 @@ def lend(
             reference = getattr(error, "reference", "fault")
             raise FailedError(reference, what, "run virtpass recover") from error
         raise
+
+
+def _apply_and_tell(host: Host, step: Step, tell: Tell) -> None:
+    """Make a write and tell of it, whether it works or not; errors as `apply`."""
+    began = time.monotonic()
+    problem = ""
+    try:
+        apply(host, step)
+    except VirtpassError as error:
+        problem = error.line
+        raise
+    finally:
+        tell(step[1], str(step), time.monotonic() - began, problem)
 
 
 def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[VirtpassError]:
@@ -267,15 +274,11 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
         for step in steps:
             if step[0] in failed:
                 continue
-            began = time.monotonic()
-            problem = ""
             try:
-                apply(host, step)
+                _apply_and_tell(host, step, tell)
             except VirtpassError as error:
-                problem = error.line
                 problems.append(error)
                 failed.add(step[0])
-            tell(step[1], str(step), time.monotonic() - began, problem)
         if problems:
             break
         # Once more from what is there now: the child of a killed hook may have written late.
@@ -283,13 +286,7 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
         what = f"the devices of {journal.name} do not stay where they are put: {', '.join(map(str, steps))}"
         problems.append(FailedError("unsettled", what, "look who else moves them"))
     # Also when a device is not back: what draws on it waits for its display, and for nothing else.
-    undone = effects.undo(host, journal, tell=tell)
-    if problems and not undone and journal.effects:
-        try:
-            journal.mark_undone(list(reversed(journal.effects)))
-        except VirtpassError as error:
-            undone.append(error)
-    problems += undone
+    problems += effects.undo(host, journal, stays=bool(problems), tell=tell)
     if not lasting(problems):
         try:
             journal.remove()
@@ -300,7 +297,7 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
 
 def lasting(problems: list[VirtpassError]) -> list[VirtpassError]:
     """Return the problems for which the record stays: a step of the administrator's would fail for ever."""
-    return [problem for problem in problems if problem.reference != "release-step"]
+    return [problem for problem in problems if problem.reference != effects.RELEASE_STEP]
 
 
 def present_state(host: Host, journal: Journal) -> tuple[list[Seen], list[VirtpassError]]:

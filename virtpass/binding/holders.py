@@ -36,7 +36,7 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
     nodes: set[str] = set()
     for address in addresses:
         nodes |= device_nodes(host, address)
-        if sysfs.driver(host, address) == "nvidia":
+        if sysfs.driver(host, address) == sysfs.NVIDIA:
             # Its own nodes are no children of the device; some are for all of its cards.
             nodes |= {f"/dev/{name}" for name in host.names("/dev") if name.startswith("nvidia")}
     if not nodes:

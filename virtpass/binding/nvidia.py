@@ -13,7 +13,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
-DRIVER = "nvidia"
+DRIVER = sysfs.NVIDIA
 MODULE = "module"
 
 DEADLINE = 30.0

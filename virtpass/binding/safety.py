@@ -12,10 +12,6 @@ from virtpass.pci.usage import claimed_disk, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
-# An unbind of the proprietary driver that finds a user never ends, even when the user does, and users in
-# the kernel show nowhere (NVIDIA/open-gpu-kernel-modules issues 1119 and 1374). Unloading it fails cleanly.
-_NEVER_UNBOUND = "nvidia"
-
 
 def refuse_unsafe(host: Host, addresses: list[PciAddress], *, hands_over: bool = False) -> None:
     """Refuse devices that cannot be given away, or that the host cannot spare at this moment.
@@ -78,7 +74,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
             raise RefusedError(
                 "virtual-functions", what, f"write 0 to {sysfs.device_path(address)}/sriov_numvfs"
             )
-        if sysfs.driver(host, address) == _NEVER_UNBOUND and not hands_over:
+        if sysfs.driver(host, address) == sysfs.NVIDIA and not hands_over:
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",

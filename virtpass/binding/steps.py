@@ -16,6 +16,7 @@ import os
 import stat
 import time
 
+from virtpass.binding.effects import RELEASE_STEP
 from virtpass.binding.journal import Journal, is_uuid
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
@@ -33,9 +34,6 @@ PREPARE, RELEASE = "prepare", "release"
 
 # The kind of the effect.
 STEPS = "steps"
-
-# The reference of an error after which the record need not stay.
-RELEASE_STEP = "release-step"
 
 # Seconds for each program.
 DEADLINE = 30.0

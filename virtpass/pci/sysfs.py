@@ -13,6 +13,8 @@ DRIVERS = "/sys/bus/pci/drivers"
 GROUPS = "/sys/kernel/iommu_groups"
 _HEADER_BYTES = 64
 NO_ANSWER = 0x7F
+# The proprietary driver, which needs care of its own.
+NVIDIA = "nvidia"
 
 # Drivers that leave the DMA of their device to whoever owns the group (driver_managed_dma in the kernel's
 # sources); the vfio variants are recognised by their directory vfio-dev.
