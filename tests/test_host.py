@@ -1,9 +1,11 @@
 """Files and locks of a host, on real files."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,46 @@ def test_on_a_file_system_without_permissions_the_mount_options_are_the_remedy(
     assert "dmask=" in caught.value.remedy
     assert "/etc/fstab" in caught.value.remedy
     assert "chmod" not in caught.value.line
+
+
+# what may block
+
+
+@pytest.fixture
+def stopped(own: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host whose drivers do not answer: the child that asks them stands still."""
+    Path(own.path("/node")).write_text("x")
+    assert own.read_attribute("/node", 5) == "x"
+    worker = own._worker
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(files, "_OPEN_DEADLINE", 0.1)
+    yield own
+    os.kill(worker.pid, signal.SIGCONT)
+
+
+def test_a_disk_that_does_not_answer_is_in_use(stopped: Host) -> None:
+    assert stopped.is_claimed("/node")
+
+
+def test_a_group_that_does_not_answer_is_in_use(stopped: Host) -> None:
+    assert stopped.device_node_is_busy("/node")
+
+
+def test_a_configuration_space_that_does_not_answer_is_not_waited_for(stopped: Host) -> None:
+    with pytest.raises(OSError, match="no answer"):
+        stopped.read_device("/node", 64, 0.1)
+
+
+def test_memory_maps_that_do_not_answer_are_not_waited_for(stopped: Host) -> None:
+    with pytest.raises(OSError, match="no answer"):
+        stopped.mapped(["1"], ["/dev/dri/card0"], 0.1)
+
+
+def test_a_file_of_ours_is_read_whole_or_not_at_all(own: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"x" * (3 << 20)
+    own.append_own("/run/virtpass", "record", content)
+    assert own.read_own("/run/virtpass", "record") == content
+    monkeypatch.setattr(files, "MAX_OWN", len(content) - 1)
+    with pytest.raises(FailedError, match="is larger than"):
+        own.read_own("/run/virtpass", "record")

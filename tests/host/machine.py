@@ -128,11 +128,14 @@ def judged(host: SimulatedHost, argument: str) -> Judgement:
     return judge_argument(argument, facts, iommu, read_inventory(host))
 
 
-def decided(host: SimulatedHost, *, runs_scripts: bool = True, **wishes: object) -> Decision:
+def decided(
+    host: SimulatedHost, *, runs_scripts: bool = True, loads_first: bool = False, **wishes: object
+) -> Decision:
     """Return what is decided for a host."""
     facts, iommu = look(host)
     wanted = Wishes(**wishes)  # type: ignore[arg-type]
-    return decide(facts, iommu, read_inventory(host), wanted, runs_scripts=runs_scripts)
+    inventory = read_inventory(host)
+    return decide(facts, iommu, inventory, wanted, runs_scripts=runs_scripts, loads_first=loads_first)
 
 
 def notes(decision: Decision) -> dict[str, list[str]]:

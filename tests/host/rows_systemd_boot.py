@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -300,6 +301,49 @@ def _arch() -> Row:
     )
 
 
+BOOSTER_IMAGE = "init\nusr/lib/modules/nvme.ko\n"
+
+
+def booster_images(host: Host, words: Sequence[str]) -> int:
+    """Write the image of each kernel as the list of what is in it, and copy the kernel."""
+    text = text_of(host, "/etc/booster.yaml")
+    found = re.search(r"^modules_force_load:([^#\n]*)", text, re.MULTILINE)
+    names = [one.strip() for one in found[1].split(",")] if found else []
+    for version in host.names("/usr/lib/modules"):
+        package = text_of(host, f"/usr/lib/modules/{version}/pkgbase").strip()
+        image = BOOSTER_IMAGE + "".join(f"usr/lib/modules/{name}.ko\n" for name in names if name)
+        write(host, f"/boot/booster-{package}.img", image)
+        write(host, f"/boot/vmlinuz-{package}", text_of(host, f"/usr/lib/modules/{version}/vmlinuz"))
+    return 0
+
+
+def _arch_booster() -> Row:
+    """Two kernels, and a menu that somebody keeps by hand."""
+    versions = {"linux": "6.17.8-arch1-1", "linux-lts": "6.12.58-1-lts"}
+    line, entries = f"{ROOT} rw quiet", "/boot/loader/entries"
+    files: Files = {
+        **_common(versions["linux"], line, "/boot", 'ID=arch\nPRETTY_NAME="Arch Linux"\n'),
+        "/etc/booster.yaml": "# mine\nmodules_force_load: dm_mod  # for the store\ncompression: zstd",
+        "/usr/bin/booster": PROGRAM,
+        "/usr/lib/booster/regenerate_images": "#!/bin/bash -e\n",
+        f"{entries}/memtest.conf": "title Memory test\nefi /memtest86+/memtest.efi\n",
+    }
+    for package, version in versions.items():
+        files |= kernel(version)
+        files |= {
+            f"/usr/lib/modules/{version}/pkgbase": f"{package}\n",
+            f"/usr/lib/modules/{version}/vmlinuz": f"kernel {version}",
+            f"/boot/vmlinuz-{package}": f"kernel {version}",
+            f"/boot/booster-{package}.img": f"{BOOSTER_IMAGE}usr/lib/modules/dm_mod.ko\n",
+            f"{entries}/{package}.conf": (
+                f"title Arch Linux ({package})\nlinux /vmlinuz-{package}\n"
+                f"initrd /booster-{package}.img\noptions {line}\n"
+            ),
+        }
+    programs: dict[str, Program] = {"regenerate_images": booster_images, "bootctl": _nothing}
+    return Row("arch-systemd-boot-booster", files, "loader-entries", "booster", programs)
+
+
 def unified(line: str, inside: str = "kernel and initramfs") -> bytes:
     """Return a PE file with the sections .linux and .cmdline, as little of one as there can be."""
     cmdline, linux = line.encode() + b"\n\0", inside.encode()
@@ -473,6 +517,7 @@ ROWS: tuple[Row, ...] = (
     _debian_12(),
     _endeavouros(),
     _arch(),
+    _arch_booster(),
     _arch_uki(),
     _cachyos(),
     _pop(),

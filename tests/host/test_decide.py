@@ -386,6 +386,33 @@ def test_a_built_in_vfio_pci_needs_no_script(tmp_path: Path) -> None:
     assert found.early.devices == ()
 
 
+def test_an_initramfs_that_loads_vfio_pci_first_binds_by_id(host: SimulatedHost) -> None:
+    found = decided(host, runs_scripts=False, loads_first=True, bind=(CARD,))
+    assert found.arguments == (f"vfio-pci.ids={CARD_IDS}",)
+    assert (found.early.devices, [one.address for one in found.early.by_id]) == ((), [CARD, AUDIO])
+    assert found.early.rivals == ("bochs", "snd_hda_intel")
+    assert found.early.needs_initramfs
+
+
+def test_a_device_that_no_module_knows_needs_the_initramfs_too(host: SimulatedHost) -> None:
+    found = decided(host, runs_scripts=False, loads_first=True, bind=(SPARE,)).early
+    assert (found.softdeps, found.rivals, found.needs_initramfs) == ((), (), True)
+
+
+def test_what_is_loaded_first_is_of_no_use_where_it_is_built_in(tmp_path: Path) -> None:
+    host = machine(tmp_path, built_in=("vfio-pci",))
+    found = decided(host, runs_scripts=False, loads_first=True, bind=(CARD,))
+    assert found.arguments == (f"vfio-pci.ids={CARD_IDS}",)
+    assert (found.early.by_id, found.early.needs_initramfs) == ((), False)
+
+
+def test_a_driver_that_is_built_in_comes_before_what_is_loaded_first(tmp_path: Path) -> None:
+    host = machine(tmp_path, built_in=("e1000e",))
+    with pytest.raises(RefusedError, match=f"e1000e is built into kernel .* takes {NIC} before") as caught:
+        decided(host, runs_scripts=False, loads_first=True, bind=(NIC, TWIN, *SHARED))
+    assert caught.value.reference == "built-in-driver"
+
+
 def test_twins_cannot_be_told_apart_by_id(tmp_path: Path) -> None:
     host = machine(tmp_path, built_in=("vfio-pci",))
     with pytest.raises(RefusedError, match=f"{NIC} cannot be told from {TWIN} at boot") as caught:

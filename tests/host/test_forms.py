@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from virtpass.host.forms import (
+    CommaList,
     EntryOptions,
     Form,
     LineTokens,
@@ -55,6 +56,29 @@ def texts(*heads: str) -> st.SearchStrategy[bytes]:
     return st.tuples(st.lists(lines, max_size=5).map("".join).map(str.encode), tails).map(b"".join)
 
 
+# Files of YAML as people write them, entry by entry; many are refused, which is tested below.
+ENTRIES = st.sampled_from(
+    [
+        "k: a,b",
+        "k: a , vfio",
+        "k:",
+        "k:   # none",
+        "k: 'a,b '  # two",
+        'k: ""',
+        "k : a,",
+        "# k: a",
+        "l: 'it''s'",
+        "m: {a: b, c: d}",
+        "m:",
+        "  n: x # y",
+        "  - z",
+        "---",
+        "",
+    ]
+)
+YAML = st.lists(st.tuples(ENTRIES, st.sampled_from(["\n", "\r\n"])).map("".join), max_size=5).flatmap(
+    lambda lines: st.sampled_from(["".join(lines), "".join(lines).rstrip("\r\n")]).map(str.encode)
+)
 FORMS: list[tuple[Form, st.SearchStrategy[bytes]]] = [
     (MarkedBlock('X="${X:+$X }a"\n'), st.one_of(texts("A=", "B='"), st.binary(max_size=40))),
     (LineTokens(TOKENS, "root=UUID=1 ro"), texts("root=UUID=1 ro ")),
@@ -72,6 +96,12 @@ FORMS: list[tuple[Form, st.SearchStrategy[bytes]]] = [
         ),
         texts('"a" "root=UUID=1 ro"', '"b" "root=UUID=1 ro iommu=pt"', '"c" ""'),
     ),
+]
+FORMS += [
+    (
+        CommaList("k", ("vfio_pci", "vfio")),
+        st.one_of(YAML, texts("k: ", "k:", "k: 'a,"), st.binary(max_size=20)),
+    )
 ]
 BOTH = st.sampled_from(FORMS).flatmap(lambda pair: st.tuples(st.just(pair[0]), pair[1]))
 
@@ -121,7 +151,10 @@ def test_lines_that_others_add_around_it_survive(pair: tuple[Form, bytes], line:
     assert form.remove(line + form.add(base)) == line + base
 
 
-@pytest.mark.parametrize("form", [MarkedBlock("a\n"), LineTokens(TOKENS, "root=x"), OwnFile("a\n")])
+@pytest.mark.parametrize(
+    "form",
+    [MarkedBlock("a\n"), LineTokens(TOKENS, "root=x"), OwnFile("a\n"), CommaList("k", ("vfio_pci",))],
+)
 def test_a_file_that_was_made_for_it_goes(form: Form) -> None:
     assert form.remove(form.for_base(None).add(None)) is None
 

@@ -18,7 +18,7 @@ from virtpass.host.early import MODPROBE, SCRIPT, EarlyDevice, EarlyPlan
 from virtpass.host.facts import HostFacts, read_facts
 from virtpass.host.forms import MarkedBlock, OwnFile
 from virtpass.host.initramfs import GENERATORS, generator
-from virtpass.host.initramfs.by_hand import BOOSTER, MKINITFS, RPM_OSTREE, ByHand
+from virtpass.host.initramfs.by_hand import MKINITFS, RPM_OSTREE, ByHand
 from virtpass.host.initramfs.dracut import DROP_IN as DRACUT_DROP_IN
 from virtpass.host.initramfs.dracut import Dracut, drop_in_text
 from virtpass.host.initramfs.initramfs_tools import HOOK, InitramfsTools, hook_text
@@ -248,7 +248,7 @@ def test_our_modules_are_no_patterns_for_files(tmp_path: Path) -> None:
 # what virtpass leaves to its user
 
 
-@pytest.mark.parametrize("made", [BOOSTER, MKINITFS, RPM_OSTREE], ids=lambda made: made.name)
+@pytest.mark.parametrize("made", [MKINITFS, RPM_OSTREE], ids=lambda made: made.name)
 def test_where_nothing_of_ours_can_run_the_text_says_what_to_do(made: ByHand, tmp_path: Path) -> None:
     facts = facts_of("alpine-extlinux", tmp_path)
     assert made.plan(facts, EarlyPlan(unsafe_interrupts=True)).edits == ()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.host import rows_bls, rows_grub, rows_ostree, rows_proxmox, rows_systemd_boot
 from tests.host.rows import Programs, Row, build
-from tests.simulation import NIC, desktop
+from tests.simulation import CARD, NIC, desktop
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs import GENERATORS
 from virtpass.host.initramfs.base import Image
@@ -43,7 +43,10 @@ def images_are_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def content(_generator: object, facts: HostFacts, image: Image) -> frozenset[str] | None:
     text = (facts.host.read_bytes(image.path) or b"").decode("utf-8", "replace")
     names = {name for name in ("/etc/modprobe.d/virtpass.conf", "/etc/virtpass/early-bind") if name in text}
-    return frozenset(name.lstrip("/") for name in names) | {"usr/lib/modules/kernel/vfio-pci.ko.xz"}
+    # Images of booster are lists already; those of others have the module whatever is done.
+    listed = {line for line in text.splitlines() if line.startswith("usr/lib/modules/")}
+    listed = listed or {"usr/lib/modules/kernel/vfio-pci.ko.xz"}
+    return frozenset(name.lstrip("/") for name in names) | listed
 
 
 def ready(row: Row, root: Path) -> Host:
@@ -59,6 +62,9 @@ def wishes(row: Row, host: Host, **more: object) -> Wishes:
     made = next((one for one in GENERATORS if one.name == row.generator), None)
     # A device with a twin, wherever its address can be looked at early enough.
     bind = (NIC,) if row.binds and made is not None and made.runs_scripts else ()
+    if made is not None and made.loads_first:
+        # By id twins cannot be told apart.
+        bind = (CARD,)
     return Wishes(bind=bind, passthrough=True, bootloader=row.bootloader, **more)  # type: ignore[arg-type]
 
 

@@ -60,12 +60,16 @@ class Maker:
     name: str = "maker"
     title: str = "maker"
     runs_scripts: bool = True
+    loads_first: bool = False
 
     def evidence(self, facts: HostFacts) -> str:
         return ""
 
     def plan(self, facts: HostFacts, early: EarlyPlan) -> InitramfsPlan:
         return InitramfsPlan()
+
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        return early.files
 
     def images(self, facts: HostFacts) -> list[Image]:
         return [Image(path, "") for path in self.found]

@@ -42,7 +42,13 @@ class Decision:
 
 
 def decide(
-    facts: HostFacts, iommu: Iommu, inventory: Inventory, wishes: Wishes, *, runs_scripts: bool
+    facts: HostFacts,
+    iommu: Iommu,
+    inventory: Inventory,
+    wishes: Wishes,
+    *,
+    runs_scripts: bool,
+    loads_first: bool = False,
 ) -> Decision:
     """Decide what is written.
 
@@ -52,6 +58,7 @@ def decide(
         inventory: its devices.
         wishes: what the user wants.
         runs_scripts: whether a script can run in the host's initramfs.
+        loads_first: whether vfio-pci comes before the host's drivers even so.
 
     Raises:
         NotFoundError: a device is not there.
@@ -72,11 +79,13 @@ def decide(
     by_address = runs_scripts and all(
         kernel.presence("vfio-pci") is not Presence.BUILT_IN for kernel in facts.kernels
     )
-    if devices and not runs_scripts:
+    if devices and not runs_scripts and not loads_first:
         _refuse_unloaded(facts)
     if devices and not by_address:
         arguments.append(_ids(facts.running, inventory, wishes, devices, notes, runs_scripts=runs_scripts))
     early = _early(facts, iommu, inventory, wishes, devices, notes, by_address=by_address)
+    if not runs_scripts and loads_first:
+        early = replace(early, by_id=_by_id(facts, devices))
     return Decision(tuple(arguments), early, devices, tuple(notes))
 
 
@@ -92,6 +101,29 @@ def _refuse_unloaded(facts: HostFacts) -> None:
             "nothing of ours runs in this initramfs, so the host's drivers would come before vfio-pci",
             "let the hook take devices when a domain starts; that needs no binding at boot",
         )
+
+
+def _by_id(facts: HostFacts, devices: dict[PciAddress, Identity]) -> tuple[EarlyDevice, ...]:
+    """Return what vfio-pci takes by id as the first module that is loaded; nothing where it is none.
+
+    Raises:
+        RefusedError: a driver that is built into a kernel has a device before any module is loaded.
+    """
+    kernels = [one for one in facts.kernels if one.presence("vfio-pci") is Presence.MODULE]
+    for address in devices if kernels else ():
+        driver = bound_module(facts.host, address) or sysfs.driver(facts.host, address) or ""
+        for kernel in kernels:
+            if driver and kernel.presence(driver) is Presence.BUILT_IN:
+                raise RefusedError(
+                    "built-in-driver",
+                    f"{driver} is built into kernel {kernel.version}, and takes {address} before vfio-pci is "
+                    "loaded",
+                    _LATE,
+                )
+    return tuple(
+        EarlyDevice(address, identity, host_modules(facts, address))
+        for address, identity in (devices.items() if kernels else ())
+    )
 
 
 def _for_iommu(

@@ -19,6 +19,8 @@ from virtpass.system.errors import UsageError
 
 MODPROBE = "/etc/modprobe.d/virtpass.conf"
 SCRIPT = "/etc/virtpass/early-bind"
+# What is in an initramfs for virtpass alone.
+OWN_FILES = tuple(path.lstrip("/") for path in (MODPROBE, SCRIPT))
 HEAD = "# Managed by virtpass - changes made here are lost\n"
 # A name with anything else in it would be another line, or several words, to modprobe.
 _MODULE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -50,6 +52,8 @@ class EarlyPlan:
         unsafe_interrupts: whether VFIO accepts interrupts that are not remapped.
         modules: VFIO modules to load early, in this order; those that are built in are not among them.
         is_trial: whether only the boot that tries acts on it.
+        by_id: those that vfio-pci takes by the ids on the kernel command line, in an initramfs that loads it
+            before other drivers by itself.
     """
 
     devices: tuple[EarlyDevice, ...] = ()
@@ -58,21 +62,32 @@ class EarlyPlan:
     unsafe_interrupts: bool = False
     modules: tuple[str, ...] = ()
     is_trial: bool = False
+    by_id: tuple[EarlyDevice, ...] = ()
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to tell."""
+        """Whether there is nothing to tell modprobe."""
         return not (self.devices or self.softdeps or self.blacklist or self.unsafe_interrupts)
 
     @property
     def needs_initramfs(self) -> bool:
         """Whether it has to be known before the root file system is there."""
-        return bool(self.devices or self.softdeps or self.blacklist)
+        return bool(self.devices or self.softdeps or self.blacklist or self.by_id)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The files that an initramfs must have."""
         return (MODPROBE, *((SCRIPT,) if self.devices else ()))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The same as an initramfs lists them; none where none is needed."""
+        return tuple(path.lstrip("/") for path in self.paths) if self.needs_initramfs else ()
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """Modules that would take devices which are bound by id, if they were loaded first."""
+        return tuple(dict.fromkeys(module for device in self.by_id for module in device.modules))
 
 
 def edits(plan: EarlyPlan) -> list[Edit]:

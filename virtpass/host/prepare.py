@@ -19,7 +19,7 @@ from virtpass.host.boot import (
 )
 from virtpass.host.decide import Decision, decide
 from virtpass.host.detect import choose, named
-from virtpass.host.early import EarlyPlan
+from virtpass.host.early import EarlyDevice, EarlyPlan
 from virtpass.host.edits import Edit, Written, compose
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs import generator
@@ -30,13 +30,18 @@ from virtpass.host.loaders import LOADERS
 from virtpass.host.record import NOTHING, Attribute, HostRecord, Part
 from virtpass.host.special import refuse_special
 from virtpass.host.wishes import Wishes
+from virtpass.pci.address import PciAddress
+from virtpass.pci.identity import Identity
 from virtpass.pci.inventory import read_inventory
 from virtpass.system.errors import RefusedError, VirtpassError
 from virtpass.transaction.engine import Kept
 from virtpass.transaction.plan import Command, Plan
 
 # The commands of a generator do not depend on what is put into the images.
-_ANYTHING = EarlyPlan(softdeps=("vfio",))
+_ANYTHING = EarlyPlan(
+    softdeps=("vfio",),
+    by_id=(EarlyDevice(PciAddress(0, 0, 0, 0), Identity(0, 0, 0, 0), ()),),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ def plan_host(facts: HostFacts, wishes: Wishes, present: HostRecord | None) -> H
         read_inventory(facts.host),
         wishes,
         runs_scripts=made is None or made.runs_scripts,
+        loads_first=made is not None and made.loads_first,
     )
     refuse_special(facts, decision.arguments)
     return _assemble(facts, iommu, wishes, decision, present)
@@ -177,7 +183,8 @@ def _assemble(
             "a trial would take what is applied now out of the normal boot entries",
             "run virtpass host revert first, or apply without --trial",
         )
-    rebuilds = decision.early.needs_initramfs or bool(earlier.image_files)
+    files = made.files(decision.early) if made is not None else decision.early.files
+    rebuilds = bool(files or earlier.image_files)
     loader, before = (
         (None, ())
         if without_loader
@@ -190,7 +197,7 @@ def _assemble(
     is_trial = wishes.trial and bool(arguments)
     # What is on record of one bootloader says nothing of the entries of another.
     added = earlier.arguments if loader is not None and loader.name == earlier.loader else ()
-    request = BootRequest(arguments, wishes.fallback_entry, is_trial, added, decision.early.needs_initramfs)
+    request = BootRequest(arguments, wishes.fallback_entry, is_trial, added, bool(files))
     images = InitramfsPlan()
     if decision.early.needs_initramfs:
         if made is None:
@@ -217,7 +224,7 @@ def _assemble(
     if boot.tried and boot.choice is None:
         text = f"the next boot cannot be chosen from here: choose '{boot.tried}' at the boot menu"
         notes.append(Note("no-one-shot", text, Severity.WARNING))
-    if decision.early.needs_initramfs and (boot.tried or boot.fallback) and not boot.keeps_initramfs:
+    if files and (boot.tried or boot.fallback) and not boot.keeps_initramfs:
         start = "the other entries start" if boot.tried else "the fallback entry starts"
         text = (
             f"{start} with the initramfs that is built anew too: nothing of virtpass acts there, "
@@ -227,7 +234,6 @@ def _assemble(
     choice = _inheriting(facts, loader, earlier, boot.choice)
     taken_back, chosen = _choices(facts, loader, earlier, choice)
     switches, switched = switch(facts, decision.early.unsafe_interrupts, earlier)
-    files = tuple(path.lstrip("/") for path in decision.early.paths) if decision.early.needs_initramfs else ()
     record = HostRecord(
         wishes=wishes,
         loader=loader.name if loader is not None and not for_boot.part.is_empty else "",
@@ -259,7 +265,8 @@ def _assemble(
         notes=(*decision.notes, *notes, *images.notes, *boot.notes),
         before=before,
         gone=tuple(token for token in earlier.arguments if token not in arguments),
-        gone_files=tuple(path for path in earlier.image_files if path not in files),
+        # A module may be in it for others, too.
+        gone_files=tuple(one for one in earlier.image_files if one not in files and one in early.OWN_FILES),
         images=tuple(made.images(facts)) if made is not None else (),
         switches=switches,
     )

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootEntry, Loader, Role
 from virtpass.host.facts import HostFacts
+from virtpass.host.initramfs.listing import has_module
 from virtpass.host.kernels import Presence
 from virtpass.host.prepare import HostPlan
-
-# What belongs to the module whatever its compression.
-_MODULE_FILE = "/vfio-pci.ko"
 
 
 def prove(facts: HostFacts, plan: HostPlan) -> list[str]:
@@ -127,9 +125,16 @@ def _prove_images(facts: HostFacts, plan: HostPlan) -> list[str]:
             continue
         problems += [f"{image.path} lacks {path}" for path in wanted if path not in content]
         problems += [f"{image.path} still has {path}" for path in plan.gone_files if path in content]
-        needs_module = bool(wanted) and "vfio_pci" in plan.decision.early.modules
+        problems += [
+            f"{image.path} has {name}, which could take a device before vfio-pci does"
+            for name in plan.decision.early.rivals
+            if has_module(content, name)
+        ]
+        # Some generators name the module among what is wanted.
+        needs_module = bool(wanted) and not has_module(frozenset(wanted), "vfio_pci")
+        needs_module = needs_module and "vfio_pci" in plan.decision.early.modules
         # It may be built into one kernel, or missing in it, which the plan has told.
         needs_module = needs_module and image.kernel not in others
-        if needs_module and not any(_MODULE_FILE in f"/{path}" for path in content):
+        if needs_module and not has_module(content, "vfio_pci"):
             problems.append(f"{image.path} lacks the module vfio-pci")
     return problems

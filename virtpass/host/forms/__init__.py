@@ -9,12 +9,14 @@ from typing import Any
 
 from virtpass.host.forms.base import Form
 from virtpass.host.forms.blocks import MarkedBlock, OwnFile
+from virtpass.host.forms.comma_lists import CommaList
 from virtpass.host.forms.json_lists import JsonTokens
 from virtpass.host.forms.lines import EntryOptions, LineTokens, entry_options
 from virtpass.host.forms.menus import MenuLines
 from virtpass.host.forms.variables import EnvironmentTokens, VariableTokens
 
 __all__ = [
+    "CommaList",
     "EntryOptions",
     "EnvironmentTokens",
     "Form",
@@ -40,6 +42,7 @@ _FORMS: dict[str, Any] = {
         EnvironmentTokens,
         MenuLines,
         JsonTokens,
+        CommaList,
     )
 }
 

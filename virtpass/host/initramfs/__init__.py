@@ -2,7 +2,8 @@
 
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs.base import Generator
-from virtpass.host.initramfs.by_hand import BOOSTER, MKINITFS, RPM_OSTREE
+from virtpass.host.initramfs.booster import Booster
+from virtpass.host.initramfs.by_hand import MKINITFS, RPM_OSTREE
 from virtpass.host.initramfs.dracut import Dracut
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
 from virtpass.host.initramfs.mkinitcpio import Mkinitcpio
@@ -14,7 +15,7 @@ GENERATORS: tuple[Generator, ...] = (
     SdbootutilDracut(),
     InitramfsTools(),
     Mkinitcpio(),
-    BOOSTER,
+    Booster(),
     MKINITFS,
     RPM_OSTREE,
 )

@@ -48,6 +48,8 @@ class Generator(Protocol):
     title: str
     # Whether scripts of ours can run in it: without, devices are bound by id only.
     runs_scripts: bool
+    # Whether it loads vfio-pci before other drivers even so, which is enough to bind by id.
+    loads_first: bool
 
     def evidence(self, facts: HostFacts) -> str:
         """Return why this generator seems to be the host's; empty when nothing speaks for it."""
@@ -58,6 +60,9 @@ class Generator(Protocol):
         Raises:
             RefusedError: it cannot be done safely; nothing has changed.
         """
+
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        """Return what every image has to have for early binding, without a slash before it."""
 
     def images(self, facts: HostFacts) -> list[Image]:
         """Return the images of the installed kernels."""

@@ -20,6 +20,7 @@ class ByHand:
         config: a file that has to be there too; empty for none.
         why: why nothing is written.
         recipe: what to write, with {modules} for the modules with commas between them, {words} with blanks.
+        loads_first: as other generators have it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ByHand:
     config: str
     why: str
     recipe: str
+    loads_first: bool = False
 
     def evidence(self, facts: HostFacts) -> str:
         """See the program and its configuration."""
@@ -46,6 +48,10 @@ class ByHand:
             "initramfs-by-hand", self.why, f"let the hook take devices when a domain starts, or {recipe}"
         )
 
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        """Return the files of ours."""
+        return early.files
+
     def images(self, facts: HostFacts) -> list[Image]:
         """Know none."""
         return []
@@ -55,17 +61,6 @@ class ByHand:
         return None
 
 
-# On some Arch systems. It reads no modprobe.d but for options.
-BOOSTER = ByHand(
-    "booster",
-    "booster",
-    runs_scripts=False,
-    program="booster",
-    config="",
-    why="booster's initramfs knows neither soft dependencies nor scripts, so nothing is bound",
-    recipe="write 'modules_force_load: {modules}' into /etc/booster.yaml, run "
-    "/usr/lib/booster/regenerate_images, and bind by --kernel-arg vfio-pci.ids=...",
-)
 # Alpine's, whose busybox modprobe passes over soft dependencies and install lines.
 MKINITFS = ByHand(
     "mkinitfs",

@@ -25,6 +25,7 @@ class Dracut:
     name = "dracut"
     title = "dracut"
     runs_scripts = True
+    loads_first = False
 
     def evidence(self, facts: HostFacts) -> str:
         """See whether dracut is there, and nothing that would keep it from being the one in use.
@@ -50,6 +51,10 @@ class Dracut:
         """Return the drop-in."""
         text = drop_in_text(early)
         return Edit(DROP_IN, OwnFile(text), "puts VFIO and its configuration into the initramfs")
+
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        """Return the files of ours."""
+        return early.files
 
     def images(self, facts: HostFacts) -> list[Image]:
         """Return the images of the installed kernels, below /boot or where kernel-install puts them."""

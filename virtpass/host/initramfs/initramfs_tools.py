@@ -20,6 +20,7 @@ class InitramfsTools:
     name = "initramfs-tools"
     title = "initramfs-tools"
     runs_scripts = True
+    loads_first = False
 
     def evidence(self, facts: HostFacts) -> str:
         """See whether update-initramfs is its own: dracut brings a program of the same name."""
@@ -43,6 +44,10 @@ class InitramfsTools:
             (f"/boot/{_IMAGE}*",),
         )
         return InitramfsPlan((hook,), (rebuild,))
+
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        """Return the files of ours."""
+        return early.files
 
     def images(self, facts: HostFacts) -> list[Image]:
         """Return the images below /boot, by kernel."""

@@ -29,5 +29,10 @@ def long_paths(text: str) -> frozenset[str]:
     return frozenset(paths)
 
 
+def has_module(content: frozenset[str], name: str) -> bool:
+    """Tell whether an image has a module, whatever its compression; dashes and underscores are one."""
+    return any(f"/{name}.ko" in f"/{path}".replace("-", "_") for path in content)
+
+
 def _relative(path: str) -> str:
     return path.removeprefix("./").lstrip("/")

@@ -26,6 +26,7 @@ class Mkinitcpio:
     name = "mkinitcpio"
     title = "mkinitcpio"
     runs_scripts = True
+    loads_first = False
 
     def evidence(self, facts: HostFacts) -> str:
         """See the program and its configuration."""
@@ -60,6 +61,10 @@ class Mkinitcpio:
             outputs,
         )
         return InitramfsPlan(tuple(edits), (rebuild,), tuple(self._notes(facts, early, list(configs))))
+
+    def files(self, early: EarlyPlan) -> tuple[str, ...]:
+        """Return the files of ours."""
+        return early.files
 
     def images(self, facts: HostFacts) -> list[Image]:
         """Return the images that the presets name."""
