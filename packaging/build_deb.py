@@ -101,9 +101,7 @@ def stage(tree: Path, time: int) -> None:
     shutil.rmtree(BUILD, ignore_errors=True)
     for source in source_files():
         relative = source.relative_to(ROOT)
-        if relative.is_relative_to("packaging"):
-            if not relative.is_relative_to("packaging/debian"):
-                continue
+        if relative.is_relative_to("packaging/debian"):
             relative = relative.relative_to("packaging")
         target = tree / relative
         target.parent.mkdir(parents=True, exist_ok=True)

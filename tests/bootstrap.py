@@ -31,6 +31,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "busybox": "has the shell of many an initramfs, for which a script of ours is written",
         "grub-common": "has grub-mkconfig, whose menus are read; it installs no bootloader",
         "kmod": "has modprobe, which says how it understands our configuration",
+        "lintian": "checks the Debian package",
+        "python3-yaml": "reads what is written to booster's configuration",
         "shellcheck": "checks shell scripts",
     },
     "bench": {

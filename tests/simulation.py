@@ -12,6 +12,9 @@ What is modelled, each seen on a real kernel (6.1 and 6.12):
 * a pool of huge pages grows as far as memory allows, takes its surplus in first, and never shrinks below what
   is in use: that becomes surplus.
 * some interrupts cannot be moved (EIO); a governor that the driver does not know is EINVAL.
+* a device gets virtual functions while it has none (EBUSY), as many as it can have (ERANGE), and while its
+  own driver is bound (ENOENT); with automatic probing off, only an override lets a driver take one.
+* a mediated device is made while its type has one left (ENOSPC); removing one that is open never comes back.
 * systemd keeps properties set at run time in drop-ins; the kernel does not empty the CPU list of a group in
   which processes are.
 
@@ -57,10 +60,12 @@ class SimulatedHost(Host):
         busy_groups: IOMMU groups that a running domain has open.
         claimed: device nodes of disks that are in use.
         numbers: device numbers of nodes, as major:minor.
+        silent: attributes whose reading never comes back.
         calls: attribute writes in order, as (path below /sys, value).
         memory: pages that each pool of huge pages can have; None for any number.
         compacted: the same once memory has been compacted.
         fixed_interrupts: those that cannot be moved.
+        most_functions: how many virtual functions drivers can set up before they fail; None for any number.
         has_systemd_failing: whether systemctl fails.
     """
 
@@ -72,11 +77,13 @@ class SimulatedHost(Host):
         self.busy_groups: set[int] = set()
         self.claimed: set[str] = set()
         self.numbers: dict[str, str] = {}
+        self.silent: set[str] = set()
         self.calls: list[tuple[str, str]] = []
         self.memory: int | None = None
         self.compacted: int | None = None
         self.fixed_interrupts = {"0"}
         self.has_systemd_failing = False
+        self.most_functions: int | None = None
 
     # building
 
@@ -144,6 +151,32 @@ class SimulatedHost(Host):
         self._write_uevent(address)
         return real
 
+    def add_functions(self, address: PciAddress, total: int, driver: str, group: int) -> None:
+        """Let a device have virtual functions, as an 82576 numbers them.
+
+        Args:
+            address: the device.
+            total: how many it can have.
+            driver: what would take them.
+            group: IOMMU group of the first one.
+        """
+        path = f"/sys/bus/pci/devices/{address}"
+        self.add_driver(driver)
+        self.put(f"{path}/sriov_totalvfs", f"{total}\n")
+        self.put(f"{path}/sriov_numvfs", "0\n")
+        self.put(f"{path}/sriov_drivers_autoprobe", "1\n")
+        self.put(f"{path}/native_of_functions", f"{driver} {group}\n")
+
+    def add_mediated_type(self, parent: PciAddress, name: str, available: int, label: str = "") -> None:
+        """Let a device offer mediated devices of a type."""
+        path = f"/sys/bus/pci/devices/{parent}/mdev_supported_types/{name}"
+        self.link(f"/sys/class/mdev_bus/{parent}", self.real_path(f"/sys/bus/pci/devices/{parent}"))
+        self.put(f"{path}/create")
+        self.put(f"{path}/available_instances", f"{available}\n")
+        self.put(f"{path}/device_api", "vfio-pci\n")
+        if label:
+            self.put(f"{path}/name", f"{label}\n")
+
     def switch_iommu_off(self) -> None:
         """Take all IOMMU groups away, as a boot without IOMMU does."""
         for address in self.state():
@@ -166,10 +199,28 @@ class SimulatedHost(Host):
         return found
 
     def read_attribute(self, path: str, deadline: float) -> str:
+        if path in self.silent:
+            raise Hangs(path)
         content = self.read(path)
         if content is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return content
+
+    def read_device(self, path: str, limit: int, deadline: float) -> bytes:
+        if path in self.silent:
+            raise Hangs(path)
+        content = self.read_bytes(path, limit)
+        if content is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return content
+
+    def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
+        found = {}
+        for process in processes:
+            lines = (self.read(f"/proc/{process}/maps") or "").splitlines()
+            if ends := [node for node in nodes if any(line.endswith(f" {node}") for line in lines)]:
+                found[process] = ends[0]
+        return found
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:
         self.calls.append((path, value))
@@ -180,6 +231,12 @@ class SimulatedHost(Host):
             self.put(path, "(null)\n" if value == "\n" else value.rstrip("\n") + "\n")
         elif parts[-1] == "unbind" and parts[-3] == "drivers":
             self._unbind(PciAddress.parse(value), parts[-2])
+        elif parts[-1] == "sriov_numvfs":
+            self._set_functions(path.removesuffix("/sriov_numvfs"), int(value))
+        elif parts[-1] == "create" and "mdev_supported_types" in parts:
+            self._make_mediated(path.removesuffix("/create"), value)
+        elif parts[-1] == "remove" and path.startswith("/sys/bus/mdev/devices/"):
+            self._remove_mediated(path.removesuffix("/remove"))
         elif not self._write_tuning(path, parts, value):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
@@ -232,6 +289,8 @@ class SimulatedHost(Host):
             return False
         if parts[-1] == "nr_hugepages":
             self._resize(path.removesuffix("/nr_hugepages"), int(value))
+        elif parts[-1] == "sriov_drivers_autoprobe":
+            self.put(path, value + "\n")
         elif parts[-1] == "compact_memory":
             self.memory = self.compacted
         elif parts[-1] == "smp_affinity_list":
@@ -288,6 +347,78 @@ class SimulatedHost(Host):
             self.put(f"/sys/fs/cgroup/{unit}/cpuset.cpus", f"{value}\n")
         return 0
 
+    # virtual functions and mediated devices
+
+    def _set_functions(self, path: str, count: int) -> None:
+        present = int(self.read(f"{path}/sriov_numvfs") or 0)
+        if count == present:
+            return
+        for is_wrong, number in (
+            (count > int(self.read(f"{path}/sriov_totalvfs") or 0), errno.ERANGE),
+            (not self.exists(f"{path}/driver"), errno.ENOENT),
+            (bool(count and present), errno.EBUSY),
+            (self.most_functions is not None and count > self.most_functions, errno.ENOMEM),
+        ):
+            if is_wrong:
+                raise OSError(number, os.strerror(number), path)
+        physical = self.real_path(path)
+        owner = PciAddress.parse(physical.rpartition("/")[2])
+        driver, _, group = (self.read(f"{path}/native_of_functions") or "").partition(" ")
+        for number in range(present):
+            self._remove_function(f"{path}/virtfn{number}")
+        for number in range(count):
+            address = PciAddress(owner.domain, owner.bus, 0x10 + number // 4, 2 * (number % 4))
+            is_probed = self.read(f"{path}/sriov_drivers_autoprobe") == "1"
+            above = physical.rpartition("/")[0]
+            ids = (0x8086, 0x10CA, 0x8086, 0)
+            real = self.add_device(
+                address, ids=ids, group=int(group) + number, native=driver, parent=above, is_bound=is_probed
+            )
+            self.link(f"{real}/physfn", physical)
+            self.link(f"{physical}/virtfn{number}", real)
+        self.put(f"{path}/sriov_numvfs", f"{count}\n")
+
+    def _remove_function(self, link: str) -> None:
+        real = self.real_path(link)
+        address = real.rpartition("/")[2]
+        group = self.link_name(f"{real}/iommu_group")
+        if PciAddress.parse(address) in self.hanging or group in self._busy():
+            raise Hangs(link)
+        for one in (
+            link,
+            f"/sys/bus/pci/devices/{address}",
+            f"/sys/kernel/iommu_groups/{group}/devices/{address}",
+        ):
+            os.unlink(self.path(one))
+        self._remove_tree(real)
+
+    def _remove_tree(self, path: str) -> None:
+        import shutil  # not at the top: the hook does without
+
+        shutil.rmtree(self.path(path))
+
+    def _make_mediated(self, path: str, uuid: str) -> None:
+        left = int(self.read(f"{path}/available_instances") or 0)
+        if self.exists(f"/sys/bus/mdev/devices/{uuid}") or not left:
+            number = errno.ENOSPC if not left else errno.EEXIST
+            raise OSError(number, os.strerror(number), path)
+        parent = self.real_path(path).partition("/mdev_supported_types")[0]
+        group = 100 + len(self.names("/sys/bus/mdev/devices"))
+        self.put(f"{parent}/{uuid}/remove")
+        self.link(f"{parent}/{uuid}/mdev_type", self.real_path(path))
+        self.link(f"{parent}/{uuid}/iommu_group", f"/sys/kernel/iommu_groups/{group}")
+        self.link(f"/sys/bus/mdev/devices/{uuid}", f"{parent}/{uuid}")
+        self.put(f"{path}/available_instances", f"{left - 1}\n")
+
+    def _remove_mediated(self, link: str) -> None:
+        if self.link_name(f"{link}/iommu_group") in self._busy():
+            raise Hangs(link)
+        path = self.real_path(f"{link}/mdev_type")
+        left = int(self.read(f"{path}/available_instances") or 0)
+        self._remove_tree(self.real_path(link))
+        os.unlink(self.path(link))
+        self.put(f"{path}/available_instances", f"{left + 1}\n")
+
     def _busy(self) -> list[str | None]:
         return [str(group) for group in self.busy_groups]
 
@@ -302,6 +433,9 @@ class SimulatedHost(Host):
         if self.exists(path + "/driver"):
             return
         override = self.read(path + "/driver_override")
+        is_manual = self.read(path + "/physfn/sriov_drivers_autoprobe") == "0"
+        if is_manual and override in (None, "(null)"):
+            return
         driver = override if override not in (None, "(null)") else self.read(path + "/native")
         if (
             not driver

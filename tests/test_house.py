@@ -39,6 +39,7 @@ HOOK_MAY_IMPORT = frozenset(
     {
         "__future__",
         "_operator",
+        "_socket",
         "errno",
         "fcntl",
         "os",
@@ -47,7 +48,6 @@ HOOK_MAY_IMPORT = frozenset(
         "select",
         "stat",
         "sys",
-        "syslog",
         "time",
     }
 )

@@ -1,6 +1,7 @@
 """The child that touches sysfs: it answers, it gives errors back, and it never holds its parent up."""
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from virtpass.binding import engine
+from virtpass.system.host import Host
 from virtpass.system.worker import Worker
 
 
@@ -20,7 +23,7 @@ def worker() -> Worker:
 def test_it_reads_and_writes(worker: Worker, tmp_path: Path) -> None:
     attribute = tmp_path / "driver_override"
     attribute.write_text("(null)\n")
-    assert worker.read(str(attribute), 5) == "(null)"
+    assert worker.read(str(attribute), 5) == b"(null)\n"
     worker.write(str(attribute), "vfio-pci", 5)
     assert attribute.read_text().startswith("vfio-pci")
 
@@ -72,3 +75,55 @@ except OSError:
     assert time.monotonic() - began < 10
     with open(fifo, "rb") as end:
         end.read()
+
+
+def test_an_answer_of_any_size_arrives_whole(worker: Worker, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_bytes(bytes(range(256)) * 16)
+    assert worker.read(str(config), 5) == config.read_bytes()
+    assert worker.read(str(config), 5, limit=64) == bytes(range(64))
+
+
+def test_it_says_in_proc_whose_child_it_is(worker: Worker, tmp_path: Path) -> None:
+    """A child that has lost its parent may write late, and is waited for."""
+    (tmp_path / "x").write_text("")
+    worker.read(str(tmp_path / "x"), 5)
+    comm = Path(f"/proc/{worker.pid}/comm").read_text().strip()
+    assert comm == f"virtpass{os.getpid()}"[:15]
+
+
+def test_it_finds_what_is_mapped(worker: Worker, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    node.write_bytes(b"x" * 4096)
+    with open(node, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        me = str(os.getpid())
+        assert worker.search("/proc", ["1", me, "4194304"], [str(tmp_path / "other"), str(node)], 5) == [
+            f"{me} {node}"
+        ]
+    assert worker.search("/proc", [me], [str(node)], 5) == []
+
+
+def test_the_child_of_a_killed_process_can_be_told_from_others(tmp_path: Path) -> None:
+    """By its name and its parent, while it is still in an access."""
+    fifo = tmp_path / "nr_hugepages"
+    os.mkfifo(fifo)
+    program = f"""
+from virtpass.system.worker import Worker
+worker = Worker()
+print(worker.pid, flush=True)
+worker.write({str(fifo)!r}, "x", 60)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        child = killed.stdout.readline().strip()
+        host, end = Host(), time.monotonic() + 10
+        while host.read(f"/proc/{child}/comm") != f"virtpass{killed.pid}":
+            assert time.monotonic() < end
+        assert not engine._orphans(host)
+        killed.kill()
+    while not engine._orphans(host):
+        assert time.monotonic() < end
+    with open(fifo, "rb") as reader:
+        reader.read()
+    while engine._orphans(host):
+        assert time.monotonic() < end

@@ -49,6 +49,8 @@ class Measured(SimulatedHost):
         self.kernel += time.perf_counter() - began
     def read_attribute(self, path, deadline):
         return Host.read_attribute(self, path, deadline)
+    def read_device(self, path, limit, deadline):
+        return Host.read_device(self, path, limit, deadline)
 
 host = Measured(sys.argv[2])
 status = run(host, sys.argv[3], open(sys.argv[4], "rb").read())

@@ -31,6 +31,9 @@ class Desktop(SimulatedHost):
         refusing_to_start: units that do not start.
         loaded_again: modules that are in use.
         endless: modules whose unloading does not come back.
+        dependents: services that go down with another one.
+        staying: users who are logged in from elsewhere, or linger.
+        system_state: what systemd says of the host as a whole.
     """
 
     def __init__(self, root: str) -> None:
@@ -40,6 +43,9 @@ class Desktop(SimulatedHost):
         self.refusing_to_start: set[str] = set()
         self.loaded_again: set[str] = set()
         self.endless: set[str] = set()
+        self.dependents: dict[str, list[str]] = {}
+        self.staying: set[str] = set()
+        self.system_state = "running"
 
     def begin(self, process: int, name: str, cgroup: str, node: str) -> None:
         """Let a process run and have a node open."""
@@ -59,17 +65,27 @@ class Desktop(SimulatedHost):
         self.programs.append(" ".join([os.path.basename(argv[0]), *argv[1:]]))
         name = os.path.basename(argv[0])
         if name == "systemctl":
-            verb, unit = argv[1], argv[-1]
-            if verb == "stop" and unit in self.stubborn:
-                return 1
+            verb, units = argv[1], argv[argv.index("--") + 1 :]
             if verb == "stop":
-                self.end(unit)
-            return 1 if verb == "start" and unit in self.refusing_to_start else 0
+                along = [one for unit in units for one in self.dependents.get(unit, [])]
+                for one in [*units, *along]:
+                    if one not in self.stubborn:
+                        self.end(one)
+                return 1 if self.stubborn & set(units) else 0
+            return 1 if verb == "start" and self.refusing_to_start & set(units) else 0
+        if name == "setpriv":
+            if "stop" in argv:
+                for unit in argv[argv.index("--") + 1 :]:
+                    self.end(unit)
+                return 5
+            return 1 if self.refusing_to_start & set(argv) else 0
         if name == "loginctl":
-            self.end(f"session-{argv[2]}.scope")
-            session = self.read(f"/run/systemd/sessions/{argv[2]}") or ""
-            user = next((line[4:] for line in session.splitlines() if line.startswith("UID=")), "")
-            self.end(f"user@{user}.service")
+            for number in argv[2:]:
+                self.end(f"session-{number}.scope")
+                session = self.read(f"/run/systemd/sessions/{number}") or ""
+                user = next((line[4:] for line in session.splitlines() if line.startswith("UID=")), "")
+                if user not in self.staying:
+                    self.end(f"user@{user}.service")
             return 0
         if name == "rmmod":
             module = argv[-1]
@@ -89,6 +105,19 @@ class Desktop(SimulatedHost):
             self.put(f"/sys/module/{argv[-1]}/refcnt", "0\n")
             return 0
         return 0 if name == "udevadm" else super().run(argv, deadline)
+
+    def run_program(
+        self, argv: list[str], environment: dict[str, str], deadline: float
+    ) -> tuple[int | None, str]:
+        if argv[1] == "is-system-running":
+            return 1, self.system_state
+        blocks = []
+        for unit in argv[argv.index("--") + 1 :]:
+            is_active = self.exists(f"/sys/fs/cgroup/system.slice/{unit}")
+            state = "active" if is_active else "inactive"
+            needing = " ".join(self.dependents.get(unit, []))
+            blocks.append(f"Id={unit}\nActiveState={state}\nRequiredBy={needing}\nBoundBy=\nConsistsOf=")
+        return 0, "\n\n".join(blocks)
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:
         if path.endswith(("/power/control", "/d3cold_allowed")) or "/vtconsole/" in path:
@@ -173,13 +202,13 @@ def test_what_systemd_and_logind_hold_for_a_session_goes_with_it(host: Desktop) 
     host.begin(1, "systemd", "/init.scope", CARD0)
     host.begin(LOGIND, "systemd-logind", "/system.slice/systemd-logind.service", CARD0)
     host.begin(SHELL, "weston", f"{USER}/session-3.scope", CARD0)
-    assert display.stoppable(host, DEVICES) == ([], ["3"])
+    assert display.stoppable(host, DEVICES) == display.Asked([], ["3"], [])
     # In a message they would only distract.
     with pytest.raises(RefusedError) as refused:
         safety.refuse_in_use(host, DEVICES)
     assert f"in use by weston (process {SHELL}, {CARD0});" in refused.value.line
     host.end("session-3.scope")
-    assert display.stoppable(host, DEVICES) == ([], [])
+    assert display.stoppable(host, DEVICES) == display.Asked([], [], [])
     with pytest.raises(RefusedError, match="still in use by systemd "):
         hand_over(host, begun(host))
 
@@ -189,7 +218,7 @@ def test_a_session_of_wayland_does_not_end_with_the_display_manager(host: Deskto
     host.begin(SHELL, "gnome-shell", f"{USER}/user@1000.service/session.slice/shell.service", CARD0)
     host.begin(PIPEWIRE, "pipewire", f"{USER}/user@1000.service/session.slice/pipewire.service", SOUND)
     done = hand_over(host, begun(host))
-    assert done == [f"{MANAGER} stopped", "session 3 ended"]
+    assert done == [f"{MANAGER} stopped", "pipewire.service of user 1000 stopped", "session 3 ended"]
     assert host.programs[0] == f"systemctl stop -- {MANAGER}"
     assert "loginctl terminate-session 3" in host.programs
 
@@ -443,7 +472,7 @@ def test_who_has_the_nodes_of_nvidia_open_lets_go_or_is_named(host: Desktop) -> 
     host.begin(CONTAINER, "python3", "/machine.slice/libpod-1.scope", "/dev/nvidia0")
     with pytest.raises(RefusedError, match=f"python3 \\(process {CONTAINER}, /dev/nvidia0\\)"):
         display.stoppable(host, DEVICES)
-    assert display.stoppable(host, [NIC]) == ([], [])
+    assert display.stoppable(host, [NIC]) == display.Asked([], [], [])
 
 
 # a driver that hangs

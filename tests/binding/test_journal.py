@@ -50,6 +50,8 @@ def test_any_content_is_understood_or_refused(tmp_path: Path, content: bytes) ->
         "home\tnowhere\t-\t-",
         "home\t0000:01:00.0\t%\t-",
         "whatever",
+        "starter\t12\tsoon",
+        "ended\ttwice",
     ],
 )
 def test_a_record_that_is_none_of_ours_is_refused(host: SimulatedHost, line: str) -> None:
@@ -102,3 +104,24 @@ def test_a_directory_that_others_may_write_is_not_used(host: SimulatedHost) -> N
     os.chmod(host.path("/run/virtpass"), 0o777)
     with pytest.raises(RefusedError, match="others than root may write"):
         Journal(host, GUEST, "guest").begin([])
+
+
+def test_no_record_of_a_long_journal_is_lost(host: SimulatedHost) -> None:
+    journal = Journal(host, GUEST, "guest")
+    journal.begin([])
+    effects = [("interrupt", GUEST, "2-3", str(number), "0-255", "0-1,4-255") for number in range(20_000)]
+    journal.add(*effects)
+    assert os.path.getsize(host.path(f"{DIRECTORY}/{GUEST}")) > 1 << 20
+    found = read_journal(host, GUEST)
+    assert found is not None
+    assert found.effects == effects
+
+
+def test_a_journal_that_would_be_too_long_announces_nothing(host: SimulatedHost) -> None:
+    journal = Journal(host, GUEST, "guest")
+    journal.begin([])
+    with pytest.raises(FailedError, match="would exceed 4 MiB"):
+        journal.add(*(("unit", "x" * 1000) for _ in range(5000)))
+    found = read_journal(host, GUEST)
+    assert found is not None
+    assert found.effects == journal.effects == []

@@ -26,7 +26,7 @@ def put(host: SimulatedHost) -> Put:
     """Make a step of a shell script and return where it is."""
 
     def _put(path: str, script: str = "", mode: int = 0o755) -> Path:
-        full = f"{steps.DIRECTORY}/{path}"
+        full = f"{effects.STEPS_DIRECTORY}/{path}"
         host.put(full, f"#!/bin/sh\n{script}\n")
         os.chmod(host.path(full), mode)
         return Path(host.path(full))
@@ -129,7 +129,7 @@ def test_a_step_that_others_may_write_stops_the_start_before_any_runs(host: Simu
     put("prepare.d/10-good", trace(host))
     for event in ("prepare", "release"):
         bad = put(f"{event}.d/20-bad", trace(host), mode=0o775)
-        with pytest.raises(RefusedError, match=rf"others .* {steps.DIRECTORY}/{event}.d/20-bad"):
+        with pytest.raises(RefusedError, match=rf"others .* {effects.STEPS_DIRECTORY}/{event}.d/20-bad"):
             steps.prepare(host, begun(host), DEVICES)
         bad.unlink()
     assert traced(host) == []
@@ -141,9 +141,9 @@ def test_a_step_that_others_may_write_stops_the_start_before_any_runs(host: Simu
     [
         "/etc",
         "/etc/virtpass",
-        steps.DIRECTORY,
-        f"{steps.DIRECTORY}/prepare.d",
-        f"{steps.DIRECTORY}/prepare.d/x",
+        effects.STEPS_DIRECTORY,
+        f"{effects.STEPS_DIRECTORY}/prepare.d",
+        f"{effects.STEPS_DIRECTORY}/prepare.d/x",
     ],
 )
 def test_file_and_all_directories_belong_to_root(host: SimulatedHost, put: Put, path: str) -> None:
@@ -156,7 +156,9 @@ def test_file_and_all_directories_belong_to_root(host: SimulatedHost, put: Put, 
     assert traced(host) == []
 
 
-@pytest.mark.parametrize("path", ["/etc/virtpass", steps.DIRECTORY, f"{steps.DIRECTORY}/prepare.d"])
+@pytest.mark.parametrize(
+    "path", ["/etc/virtpass", effects.STEPS_DIRECTORY, f"{effects.STEPS_DIRECTORY}/prepare.d"]
+)
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
 def test_a_directory_that_others_may_write_to(host: SimulatedHost, put: Put, path: str, mode: int) -> None:
     put("prepare.d/x", trace(host))
@@ -168,7 +170,7 @@ def test_a_directory_that_others_may_write_to(host: SimulatedHost, put: Put, pat
 
 def test_links_are_not_followed(host: SimulatedHost, put: Put, tmp_path: Path) -> None:
     target = put("elsewhere/x", trace(host))
-    link = tmp_path / steps.DIRECTORY[1:] / "prepare.d"
+    link = tmp_path / effects.STEPS_DIRECTORY[1:] / "prepare.d"
     link.mkdir()
     (link / "y").symlink_to(target)
     with pytest.raises(RefusedError, match=r"prepare.d/y is a symbolic link"):
@@ -193,7 +195,9 @@ def test_a_step_that_fails_stops_the_start_and_everything_comes_back(host: Simul
     journal = Journal(host, GUEST, "guest")
     with pytest.raises(FailedError) as caught:
         engine.lend(host, journal, engine.homes(host, DEVICES), lambda: steps.prepare(host, journal, DEVICES))
-    assert f"{steps.DIRECTORY}/prepare.d/2 failed with exit status 3: no such mount" in caught.value.what
+    assert (
+        f"{effects.STEPS_DIRECTORY}/prepare.d/2 failed with exit status 3: no such mount" in caught.value.what
+    )
     assert traced(host) == ["1 guest prepare", "2 guest prepare", "1 guest release"]
     assert host.state() == before
     assert journals(host) == []
@@ -363,19 +367,19 @@ def test_a_step_dies_of_a_broken_pipe_as_shells_expect(host: SimulatedHost, put:
 
 def test_no_descriptor_is_left(host: SimulatedHost, put: Put) -> None:
     path = put("prepare.d/x", "echo x")
-    host.run_program([f"{steps.DIRECTORY}/prepare.d/x"], {}, 10)
+    host.run_program([f"{effects.STEPS_DIRECTORY}/prepare.d/x"], {}, 10)
     before = os.listdir("/proc/self/fd")
     for _ in range(5):
-        assert host.run_program([f"{steps.DIRECTORY}/prepare.d/x"], {}, 10) == (0, "x")
+        assert host.run_program([f"{effects.STEPS_DIRECTORY}/prepare.d/x"], {}, 10) == (0, "x")
     path.write_text("#!/nonexistent\n")
     with pytest.raises(FileNotFoundError):
-        host.run_program([f"{steps.DIRECTORY}/prepare.d/x"], {}, 10)
+        host.run_program([f"{effects.STEPS_DIRECTORY}/prepare.d/x"], {}, 10)
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_of_much_output_the_end_is_kept(host: SimulatedHost, put: Put) -> None:
     put("prepare.d/x", "seq 1 100000; echo last")
-    status, output = host.run_program([f"{steps.DIRECTORY}/prepare.d/x"], {}, 30)
+    status, output = host.run_program([f"{effects.STEPS_DIRECTORY}/prepare.d/x"], {}, 30)
     assert status == 0
     assert output.endswith("100000\nlast")
     assert len(output) <= 4096

@@ -1,5 +1,7 @@
 """The host is tuned for a domain and comes back as it was, whatever happens in between."""
 
+import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -8,10 +10,11 @@ from hypothesis import strategies as st
 
 from tests.binding.test_faults import FaultyHost, Killed
 from tests.simulation import GUEST, OTHER, SimulatedHost, add_processors, domain_xml
-from virtpass.binding import effects, tuning
+from virtpass.binding import effects, engine, tuning
 from virtpass.binding.cpu_lists import parse_list
 from virtpass.binding.demand import Demand
 from virtpass.binding.journal import Journal, read_journal
+from virtpass.binding.processors import is_union
 from virtpass.hook.request import parse_request
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 
@@ -607,4 +610,70 @@ def test_a_record_that_cannot_be_ours_changes_nothing(host: SimulatedHost, effec
     journal.begin([])
     journal.add(effect)
     assert len(undo(host)) == 1
+    assert state(host) == before
+
+
+# what can be undone no more
+
+
+CPU_SETS = st.frozensets(st.integers(0, 5))
+
+
+@given(CPU_SETS, st.lists(CPU_SETS, max_size=6))
+def test_what_domains_take_away_is_a_union_of_some_of_theirs(
+    taken: frozenset[int], sets: list[frozenset[int]]
+) -> None:
+    unions = {frozenset[int]()}
+    for one in sets:
+        unions |= {union | one for union in unions}
+    assert is_union(taken, sets) == (taken in unions)
+
+
+def test_many_domains_are_looked_at_in_no_time() -> None:
+    sets = [frozenset((number,)) for number in range(200)]
+    assert is_union(frozenset(range(100)), sets)
+    assert not is_union(frozenset((500,)), sets)
+
+
+def refuse_writes(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, end: str, number: int) -> None:
+    write = host.write_attribute
+
+    def refuse(path: str, value: str, deadline: float) -> None:
+        if path.endswith(end):
+            raise OSError(number, os.strerror(number), path)
+        write(path, value, deadline)
+
+    monkeypatch.setattr(host, "write_attribute", refuse)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("/32/smp_affinity_list", "interrupt 32 cannot go to CPUs 2-5 again"),
+        ("/policy2/scaling_governor", "the governor of policy2 cannot be powersave again"),
+    ],
+)
+def test_what_can_never_be_put_back_is_told_and_keeps_no_record(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, end: str, words: str
+) -> None:
+    start(host)
+    refuse_writes(host, monkeypatch, end, errno.EINVAL)
+    journal = read_journal(host, GUEST)
+    assert journal is not None
+    problems = engine.give_back(host, journal)
+    assert [problem.what for problem in problems] == [f"{words}: Invalid argument; it stays as it is"]
+    assert engine.lasting(problems) == []
+    assert read_journal(host, GUEST) is None
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.ETIMEDOUT])
+def test_what_may_be_put_back_later_stays_on_record(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before = state(host)
+    start(host)
+    with monkeypatch.context() as patch:
+        refuse_writes(host, patch, "/policy2/scaling_governor", number)
+        assert len(undo(host)) == 1
+    stop(host)
     assert state(host) == before

@@ -1,13 +1,13 @@
 """``virtpass log`` as a user sees it, on what the hook writes and journalctl prints."""
 
 import json
-import syslog
 from pathlib import Path
 
 import pytest
 
 from tests.simulation import GUEST, OTHER, SimulatedHost
 from virtpass.cli import main
+from virtpass.hook import report
 from virtpass.hook.report import IDENTIFIER, Report
 from virtpass.operations import hand_overs
 from virtpass.system.host import Host
@@ -51,7 +51,7 @@ class Journal:
 @pytest.fixture
 def journal(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> Journal:
     found = Journal()
-    monkeypatch.setattr(syslog, "syslog", found.take)
+    monkeypatch.setattr(report, "send", found.take)
     monkeypatch.setattr(hand_overs, "output_of", found.output_of)
     monkeypatch.setenv("TZ", "UTC")
     host.put(JOURNAL, b"LPKSHHRH")

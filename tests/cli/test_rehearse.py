@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import TEST_DRIVER, Captured, call
-from tests.simulation import AUDIO, CARD, SHARED, SimulatedHost, domain_xml
+from tests.simulation import AUDIO, CARD, SHARED, SimulatedHost, add_processors, domain_xml
+from virtpass.binding import engine
 from virtpass.hook.entry import run
 
 POLICY = "<v:policy display='hand-over' wait='20'/>"
@@ -77,6 +78,69 @@ def test_a_desktop_that_would_go(
     status, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
     assert (status, out) == (1, "")
     assert err.startswith("the start would be refused: the device is in use by Xorg (process 7000001")
+
+
+def test_a_session_that_would_end_is_not_said_to_come_back(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/dev", "226:0\n")
+    host.put(f"/sys/bus/pci/devices/{CARD}/drm/card0/uevent", "DEVNAME=dri/card0\n")
+    host.link("/sys/class/drm/card0", f"{host.real_path(f'/sys/bus/pci/devices/{CARD}')}/drm/card0")
+    host.put("/proc/7000001/comm", "sway\n")
+    host.put("/proc/7000001/cgroup", "0::/user.slice/user-1000.slice/session-3.scope\n")
+    host.put("/proc/7000001/fd/.keep")
+    os.symlink("/dev/dri/card0", host.path("/proc/7000001/fd/11"))
+    host.put("/run/systemd/sessions/3", "UID=1000\nSEAT=seat0\nVTNR=1\n")
+    _, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER))
+    assert " 2. end session 3: what is not saved in it is lost  (at most 10 s)\n" in out
+    assert err.splitlines() == [
+        "guest would start; all of this is undone when it stops,"
+        " but sessions that were ended do not come back",
+        "warning: no screen stays here and no SSH server listens: until the domain stops, nobody can log in",
+    ]
+    _, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER), "--json")
+    found = json.loads(out)
+    assert [one["is_undone"] for one in found["steps"]][:3] == [True, False, True]
+    assert found["warning"].startswith("no screen stays")
+
+
+def test_what_is_tuned_kept_awake_and_taken_off_has_its_bound(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_processors(host)
+    host.put(f"/sys/bus/pci/devices/{CARD}/power/control", "auto\n")
+    real = host.real_path(f"/sys/bus/pci/devices/{CARD}")
+    host.put(f"{real}/graphics/fb0/dev", "29:0\n")
+    host.link("/sys/class/graphics/fb0", f"{real}/graphics/fb0")
+    host.put("/sys/class/vtconsole/vtcon1/name", "(M) frame buffer device\n")
+    host.put("/sys/class/vtconsole/vtcon1/bind", "1\n")
+    xml = domain_xml(
+        CARD,
+        metadata=HAND_OVER.replace(
+            "wait=", "huge-pages='yes' isolate-cpus='yes' governor='performance' wait="
+        ),
+        tuning="<memoryBacking><hugepages/></memoryBacking>"
+        "<cputune><vcpupin vcpu='0' cpuset='2-3'/></cputune>",
+    )
+    _, out, _ = rehearse(host, capfd, monkeypatch, xml)
+    lines = [line.partition(". ")[2] for line in out.splitlines()]
+    assert lines[1:7] == [
+        "reserve 128 huge pages of 2 MiB (256 MiB; 128 to be added)  (at most 180 s)",
+        "keep the host's programs off CPUs 2-3 (left to them: 0-1,4-7)  (at most 60 s)",
+        "move 4 interrupts off CPUs 2-3  (at most 30 s)",
+        "set the governor performance for CPUs 2-3  (at most 30 s)",
+        f"set /sys/bus/pci/devices/{CARD}/power/control to on  (at most 10 s)",
+        "take the consoles off the card (/sys/class/vtconsole/vtcon1/bind)  (at most 10 s)",
+    ]
+
+
+def test_a_stuck_device_would_be_refused(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.mark_stuck(host, AUDIO, "unbind")
+    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert status == 1
+    assert f"a driver hangs with {AUDIO}" in err
 
 
 def test_as_json(host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """What the hook tells the system's log, and that it can be read back."""
 
-import syslog
+import _socket
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.simulation import GUEST
-from virtpass.hook.report import LONGEST, Report
+from virtpass.hook import report as report_module
+from virtpass.hook.report import ERROR, INFO, LONGEST, Report
 from virtpass.operations.hand_overs import parse_line
 from virtpass.system.errors import FailedError
 
@@ -38,7 +41,7 @@ class Log:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     found = Log()
-    monkeypatch.setattr(syslog, "syslog", found.take)
+    monkeypatch.setattr(report_module, "send", found.take)
     return found
 
 
@@ -56,7 +59,7 @@ def test_people_can_read_it(log: Log) -> None:
         f'event=prepare domain="my guest" uuid={GUEST} step=unbind detail=0000:01:00.0 outcome=done',
         f'event=prepare domain="my guest" uuid={GUEST} detail="0000:01:00.0 lent" outcome=done steps=1',
     ]
-    assert log.priorities == [syslog.LOG_INFO] * 2
+    assert log.priorities == [INFO] * 2
 
 
 def test_a_failure_is_told_and_goes_on(log: Log) -> None:
@@ -66,7 +69,7 @@ def test_a_failure_is_told_and_goes_on(log: Log) -> None:
     with pytest.raises(KeyboardInterrupt), report.step("probe"):
         raise KeyboardInterrupt
     report.finish(problem="not everything is back")
-    assert log.priorities == [syslog.LOG_ERR] * 3
+    assert log.priorities == [ERROR] * 3
     assert "step=unbind" in log.lines[0]
     assert 'outcome=failed problem="the driver refuses; look"' in log.lines[0]
     assert "outcome=failed problem=KeyboardInterrupt" in log.lines[1]
@@ -91,12 +94,25 @@ def test_all_lines_of_one_hand_over_have_its_id_and_no_other_has(log: Log) -> No
 
 
 def test_a_log_that_does_not_take_it_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(priority: int, line: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(syslog, "syslog", refuse)
+    monkeypatch.setattr(report_module, "LOG", "/nonexistent/log")
     with Report("prepare").step("unbind"):
         pass
+
+
+def test_a_log_that_is_full_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "log")
+    log = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    log.bind(path)
+    monkeypatch.setattr(report_module, "LOG", path)
+    report = Report("prepare", "guest", GUEST)
+    for _ in range(5000):
+        # Nobody reads: with a log that is waited for, this test would never end.
+        report.done("unbind", "d" * 900, 0.0)
+    log.setblocking(False)
+    first = log.recv(8192).decode()
+    assert first.startswith("<30>")
+    assert f" virtpass-hook[{os.getpid()}]: event=prepare domain=guest uuid={GUEST} " in first
+    log.close()
 
 
 @pytest.mark.property

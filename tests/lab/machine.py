@@ -215,6 +215,12 @@ class Machine:
         self._begin_boot()
         self.wait_ready()
 
+    def soft_reboot(self) -> None:
+        """Start all programs anew, with the same kernel. Raises MachineLost."""
+        self.run(["systemctl", "soft-reboot", "--no-block"]).check()
+        self._begin_boot()
+        self.wait_ready()
+
     def power_off(self, timeout: float = 120) -> None:
         """Power off in an orderly way, and wait for the end of QEMU. Raises MachineLost."""
         # Nobody waits for the answer, which the end may overtake.

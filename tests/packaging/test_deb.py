@@ -127,8 +127,45 @@ def test_ships_nothing_outside_its_own_places(content: tarfile.TarFile) -> None:
         "./usr/share/bash-completion/completions/virtpass",
         "./usr/share/doc/virtpass/",
         "./usr/share/fish/vendor_completions.d/virtpass.fish",
+        "./usr/share/lintian/overrides/virtpass",
         "./usr/share/man/",
         "./usr/share/zsh/vendor-completions/_virtpass",
     )
     files = [member.name for member in content.getmembers() if not member.isdir()]
     assert [name for name in files if not name.startswith(allowed)] == []
+
+
+def test_what_runs_at_boot_is_in_the_package_as_in_the_checkout(content: tarfile.TarFile) -> None:
+    units = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
+    assert {"virtpass-recover.service", "virtpass-host-recover.service"} <= {unit.name for unit in units}
+    for unit in units:
+        held = content.extractfile(f"./usr/lib/systemd/system/{unit.name}")
+        assert held is not None
+        assert held.read() == unit.read_bytes()
+
+
+def test_every_unit_is_enabled_and_none_is_started(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--control", package, tmp_path], check=True)
+    script = (tmp_path / "postinst").read_text()
+    for unit in (ROOT / "packaging" / "systemd").glob("*.service"):
+        assert f"deb-systemd-helper enable '{unit.name}'" in script
+    assert "deb-systemd-invoke" not in script
+
+
+def test_the_bound_of_what_runs_at_boot_is_stated() -> None:
+    for unit in (ROOT / "packaging" / "systemd").glob("*-recover.service"):
+        text = unit.read_text()
+        assert re.search(r"^TimeoutStartSec=\d+min$", text, re.MULTILINE), unit.name
+        # An empty directory or no record: nothing is started at all, and no boot waits.
+        assert re.search(r"^Condition(DirectoryNotEmpty|PathExists)=/", text, re.MULTILINE), unit.name
+        # With a device policy an open VFIO group would look like one that nobody may open.
+        assert not re.search(r"^(PrivateDevices|ProtectClock|DevicePolicy|DeviceAllow)=", text, re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("lintian") is None, reason="needs lintian")
+def test_lintian_has_nothing_to_say_but_what_is_still_to_come(package: Path) -> None:
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "none", package], capture_output=True, text=True, check=True
+    )
+    tags = {line.split()[2] for line in done.stdout.splitlines() if line.startswith(("E:", "W:"))}
+    assert tags <= {"no-manual-page"}

@@ -116,6 +116,13 @@ def test_wheel_holds_the_directory_as_it_is_in_the_checkout(wheel: Path, directo
             assert executable(entry.external_attr >> 16) == executable(expected[name].stat().st_mode), name
 
 
+def test_wheel_holds_the_units_of_systemd(wheel: Path) -> None:
+    units = {path.name: path.read_bytes() for path in (ROOT / "packaging" / "systemd").glob("*.service")}
+    assert units
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name: archive.read(f"virtpass/systemd/{name}") for name in units} == units
+
+
 def executable(mode: int) -> bool:
     return bool(mode & stat.S_IXUSR)
 

@@ -214,3 +214,14 @@ def test_the_nvidia_driver_is_noted(host: SimulatedHost) -> None:
     card = PciAddress.parse("0c:00.0")
     host.add_device(card, class_code=0x030000, group=20, native="nvidia")
     assert "nvidia-driver" in references(host, card)
+
+
+@pytest.mark.parametrize("above", ["br0", "bond0"])
+def test_a_port_of_a_bridge_or_a_bond_stays_without_any_route(host: SimulatedHost, above: str) -> None:
+    real = host.real_path(f"/sys/bus/pci/devices/{NIC}")
+    host.link("/sys/class/net/enp2s0", f"{real}/net/enp2s0")
+    host.put(f"{real}/net/enp2s0/address")
+    assert verdict(host, NIC).level is Level.READY
+    host.link(f"{real}/net/enp2s0/master", f"/sys/devices/virtual/net/{above}")
+    (reason,) = verdict(host, NIC).reasons
+    assert f"is a port of {above} (enp2s0)" in reason.text

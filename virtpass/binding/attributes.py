@@ -6,6 +6,7 @@ Imported by the hook: the imports here are on its allow-list.
 from virtpass.binding.journal import Journal
 from virtpass.system.errors import FailedError
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 DEADLINE = 10.0
 
@@ -30,14 +31,12 @@ def change(host: Host, journal: Journal, wanted: list[tuple[str, str]]) -> None:
         wanted: path and value of each.
 
     Raises:
-        FailedError: they could not be recorded, or the kernel refused one.
+        FailedError: they could not be recorded, or the kernel refused one or did not answer.
     """
-    changes = [
-        (path, before, value) for path, value in wanted if (before := host.read(path)) not in (None, value)
-    ]
+    changes = _changes(host, wanted)
     if not changes:
         return
-    journal.add(*((ATTRIBUTE, path, before or "", value) for path, before, value in changes))
+    journal.add(*((ATTRIBUTE, path, before, value) for path, before, value in changes))
     for path, _, value in changes:
         try:
             host.write_attribute(path, value, DEADLINE)
@@ -45,11 +44,45 @@ def change(host: Host, journal: Journal, wanted: list[tuple[str, str]]) -> None:
             raise FailedError("attribute", f"{path} cannot be set to {value}: {error.strerror}") from error
 
 
+def different(host: Host, wanted: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return path and value of those attributes that `change` would change.
+
+    Raises:
+        FailedError: the kernel does not answer.
+    """
+    return [(path, value) for path, _, value in _changes(host, wanted)]
+
+
+def _changes(host: Host, wanted: list[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """Return path, present value and new value of attributes that are there and say something else."""
+    found = []
+    for path, value in wanted:
+        before = read(host, path)
+        if before is not None and before != value:
+            found.append((path, before, value))
+    return found
+
+
+def read(host: Host, path: str) -> str | None:
+    """Read an attribute for which the kernel may wait for a driver; None when it cannot be read.
+
+    Raises:
+        FailedError: the kernel does not answer.
+    """
+    try:
+        return host.read_attribute(path, DEADLINE)
+    except NoAnswer as error:
+        raise FailedError("no-answer", f"{path} cannot be read: a driver holds it") from error
+    except OSError:
+        return None
+
+
 def put_back(host: Host, fields: tuple[str, ...]) -> None:
     """Put an attribute back, unless somebody else has changed it since, or it has gone.
 
     Raises:
         OSError: the kernel refused.
+        FailedError: it does not answer.
         ValueError: the record is none.
     """
     path, before, value = fields
@@ -57,9 +90,9 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
         raise ValueError("not an attribute that virtpass changes")
     # Also where it is as it was: a write of a hook that was killed may still be on its way, and this one
     # waits for it.
-    if host.read(path) in (value, before):
+    if read(host, path) in (value, before):
         host.write_attribute(path, before, DEADLINE)
-        if path.startswith(f"{_CONSOLES}/") and before == "1" and host.read(path) == "0":
+        if path.startswith(f"{_CONSOLES}/") and before == "1" and read(host, path) == "0":
             _take_consoles(host, path)
 
 
@@ -74,7 +107,7 @@ def _take_consoles(host: Host, path: str) -> None:
     """
     for name in host.names(_CONSOLES):
         other = f"{_CONSOLES}/{name}/bind"
-        if other != path and host.read(other) == "1":
+        if other != path and read(host, other) == "1":
             host.write_attribute(other, "0", DEADLINE)
 
 

@@ -1,8 +1,8 @@
 """The desktop lets go of a card before it is lent, and comes back when the card is back.
 
-First the display manager, so that it does not start another session in place of one that ends; then services
-and sessions that have the card open; then the consoles on it. What is stopped is on record before. Whoever
-can be asked by nobody, such as a container, is named before anything is stopped.
+First services, among them the display manager, so that it does not start another session in place of one
+that ends; then sound servers and sessions that have the card open; then the consoles on it. What is stopped
+is on record before. Whoever can be asked by nobody, such as a container, is named before anything is stopped.
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -13,7 +13,8 @@ import os
 import select
 import time
 
-from virtpass.binding import attributes, engine, owners
+from virtpass.binding import attributes, audio, engine, owners, services
+from virtpass.binding.effects import nobody
 from virtpass.binding.holders import SYSTEMD, holders, named
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
@@ -22,12 +23,14 @@ from virtpass.pci.usage import controller
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
-_SYSTEMCTL = "/usr/bin/systemctl"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtpass.binding.effects import Tell
+
 _LOGINCTL = "/usr/bin/loginctl"
 _UDEVADM = "/usr/bin/udevadm"
-# systemd itself ends a service that does not end, after 90 s unless the service says otherwise.
-STOP_DEADLINE = 100.0
-_START_DEADLINE = 60.0
+# logind asks the session to end, and does not wait for it.
+SESSION_DEADLINE = 10.0
 _NODE_DEADLINE = 15.0
 _SETTLE = 10
 # Between two looks at who still has the card, when none of those who had it ends.
@@ -35,7 +38,7 @@ _LOOK = 0.2
 # A session that ends may let another program have the card for a moment, such as the login screen.
 _ROUNDS = 4
 
-UNIT, NODES = "unit", "display"
+UNIT, NODES = services.UNIT, "display"
 
 # These keep a card open for others, or carry the hand-over itself.
 _KEPT = frozenset(("systemd-logind.service", "systemd-udevd.service"))
@@ -61,75 +64,138 @@ _NEEDED = frozenset(
 Held = tuple[int, str, str]
 
 
-def stoppable(host: Host, addresses: list[PciAddress]) -> tuple[list[str], list[str]]:
-    """Return which units and sessions would be ended so that devices are free.
+class Asked(tuple[list[str], list[str], list[str]]):
+    """Who is asked to let go: services of the system, sessions, and users whose sound servers are stopped."""
+
+    __slots__ = ()
+
+    def __new__(cls, units: list[str], sessions: list[str], listeners: list[str]) -> Asked:
+        """Hold the three together."""
+        return super().__new__(cls, (units, sessions, listeners))
+
+    def without(self, others: set[tuple[int, str]]) -> Asked:
+        """Return those that have not been asked before."""
+        return Asked(*([one for one in part if (kind, one) not in others] for kind, part in enumerate(self)))
+
+    def marks(self) -> set[tuple[int, str]]:
+        """Return what `without` takes."""
+        return {(kind, one) for kind, part in enumerate(self) for one in part}
+
+
+def stoppable(host: Host, addresses: list[PciAddress]) -> Asked:
+    """Return who would be stopped so that devices are free.
 
     Raises:
         RefusedError: somebody has one open who cannot be asked; the message names him.
     """
     found = holders(host, addresses)
-    units, ended = _who(host, found)
+    units, ended, listeners = _who(host, found)
     stuck = [one for one in found if not _can_go(host, one)]
     if stuck:
         raise _held(stuck, "end it first")
     manager = owners.display_manager(host)
     if manager and (ended or manager in units):
         units = [manager, *(one for one in units if one != manager)]
-    return units, ended
+    return Asked(units, ended, listeners)
 
 
-def hand_over(host: Host, journal: Journal, addresses: list[PciAddress], wait: float) -> list[str]:
+def hand_over(
+    host: Host, journal: Journal, addresses: list[PciAddress], wait: float, *, tell: Tell = nobody
+) -> list[str]:
     """Take devices from the desktop.
 
     Args:
         host: the host.
         journal: what is stopped is put on record there.
         addresses: the devices.
-        wait: seconds that programs have to let go, after they were asked.
+        wait: seconds that programs have to let go, all in all, after they were asked.
+        tell: is told of each step: what, to what, how many seconds it took.
 
     Returns:
         what was done, as sentences without a full stop.
 
     Raises:
         RefusedError: somebody still has one open; what was stopped is on record.
-        FailedError: a service does not stop.
+        FailedError: services do not stop.
     """
     done: list[str] = []
     had_nodes = [one for one in addresses if _drm_nodes(host, one)]
-    asked: set[str] = set()
+    asked: set[tuple[int, str]] = set()
+    to_stop = services.STOP_DEADLINE
     for _ in range(_ROUNDS):
-        units, ended = stoppable(host, addresses)
-        units = [one for one in units if one not in asked]
-        ended = [one for one in ended if one not in asked]
-        for unit in units:
-            asked.add(unit)
-            journal.add((UNIT, unit))
-            done.append(f"{unit} stopped")
-            if host.run([_SYSTEMCTL, "stop", "--", unit], STOP_DEADLINE) != 0:
-                raise FailedError("service", f"{unit} cannot be stopped", f"look at: systemctl status {unit}")
-        for session in ended:
-            asked.add(session)
-            done.append(f"session {session} ended")
-            host.run([_LOGINCTL, "terminate-session", session], STOP_DEADLINE)
-        if asked and not units and not ended:
+        fresh = stoppable(host, addresses).without(asked)
+        if asked and not fresh.marks():
             break  # they have had their time
-        if not _wait_for_free(host, addresses, wait):
+        asked |= fresh.marks()
+        began = time.monotonic()
+        done += _ask(host, journal, fresh, to_stop, tell)
+        was_asked = time.monotonic()
+        is_held = _wait_for_free(host, addresses, wait)
+        waited = time.monotonic() - was_asked
+        if asked:
+            tell("wait", "until nobody uses the devices any more", waited)
+        if not is_held:
             break
+        to_stop, wait = max(to_stop - (was_asked - began), 0.0), max(wait - waited, 0.0)
     if left := holders(host, addresses):
         raise _held(left, "end it first, or give it more time (virtpass domain policy DOMAIN wait=SECONDS)")
-    _leave_consoles(host, journal, addresses)
+    attributes.change(host, journal, consoles(host, addresses))
     if had_nodes:
         # Last, so that it is waited for first on the way back.
         journal.add((NODES, *map(str, had_nodes)))
     return done
 
 
-def _who(host: Host, found: list[Held]) -> tuple[list[str], list[str]]:
-    """Return the units and the sessions to which processes belong; kept ones are left out."""
+def _ask(host: Host, journal: Journal, asked: Asked, deadline: float, tell: Tell) -> list[str]:
+    """Ask everybody to let go.
+
+    Args:
+        host: the host.
+        journal: what is stopped is put on record there.
+        asked: whom to ask.
+        deadline: seconds that services have to stop.
+        tell: as for `hand_over`.
+
+    Returns:
+        what was done, as sentences.
+
+    Raises:
+        FailedError: services do not stop, or could not be recorded.
+    """
+    units, sessions, listeners = asked
+    done: list[str] = []
+    began = time.monotonic()
+
+    def did(step: str, what: list[str], how: str) -> None:
+        nonlocal began
+        tell(step, ", ".join(what), time.monotonic() - began)
+        began = time.monotonic()
+        done.extend(f"{one} {how}" for one in what)
+
+    if units:
+        # Together: systemd stops them at the same time, and one deadline holds for all.
+        services.stop(host, journal, units, deadline)
+        did("stop", units, "stopped")
+    for user in listeners:
+        if servers := audio.stop(host, journal, user):
+            did("stop", servers, f"of user {user} stopped")
+    if sessions:
+        host.run([_LOGINCTL, "terminate-session", *sessions], SESSION_DEADLINE)
+        did("end", [f"session {one}" for one in sessions], "ended")
+    return done
+
+
+def _who(host: Host, found: list[Held]) -> Asked:
+    """Return to whom processes belong; kept services are left out."""
     units: list[str] = []
     ended: list[str] = []
+    listeners: list[str] = []
     known = owners.sessions(host)
     for process, _, _ in found:
+        if listener := audio.server_of(host, process):
+            # His session may go on, or he may be logged in from elsewhere: neither tells them to let go.
+            listeners.append(listener)
+            continue
         kind, name = owners.owner(host, process)
         if kind == owners.UNIT and name not in _KEPT | _NEEDED:
             units.append(name)
@@ -139,12 +205,12 @@ def _who(host: Host, found: list[Held]) -> tuple[list[str], list[str]]:
                 ended.append(identifier)
                 # It may log in by itself again.
                 units += [unit for unit in [owners.getty(host, terminal)] if unit]
-    return list(dict.fromkeys(units)), list(dict.fromkeys(ended))
+    return Asked(*(list(dict.fromkeys(part)) for part in (units, ended, listeners)))
 
 
 def _can_go(host: Host, held: Held) -> bool:
     """Tell whether a process ends, or lets go, when its unit or its session at a seat does."""
-    if held[0] == SYSTEMD:
+    if held[0] == SYSTEMD or audio.server_of(host, held[0]):
         return True
     kind, name = owners.owner(host, held[0])
     if kind in (owners.SESSION, owners.USER):
@@ -189,35 +255,26 @@ def _drm_nodes(host: Host, address: PciAddress) -> list[str]:
     return [name for name in names if name.startswith("card")]
 
 
-def _leave_consoles(host: Host, journal: Journal, addresses: list[PciAddress]) -> None:
-    """Take the text consoles off the card, unless they are on another one too."""
+def consoles(host: Host, addresses: list[PciAddress]) -> list[tuple[str, str]]:
+    """Return which attributes take the text consoles off cards, unless they are on another one too.
+
+    Returns:
+        path and value of each.
+
+    Raises:
+        FailedError: the kernel does not answer.
+    """
     screens = [host.real_path(f"/sys/class/graphics/{name}") for name in host.names("/sys/class/graphics")]
     cards = {controller(path) for path in screens if path.rpartition("/")[2].startswith("fb")} - {None}
     # One console driver serves all framebuffers.
     if not cards or not cards <= set(addresses):
-        return
+        return []
     wanted = []
     for name in host.names("/sys/class/vtconsole"):
         path = f"/sys/class/vtconsole/{name}"
-        if "frame buffer" in (host.read(f"{path}/name") or ""):
+        if "frame buffer" in (attributes.read(host, f"{path}/name") or ""):
             wanted.append((f"{path}/bind", "0"))
-    attributes.change(host, journal, wanted)
-
-
-def start_again(host: Host, fields: tuple[str, ...]) -> None:
-    """Start a service that was stopped.
-
-    Raises:
-        FailedError: it does not start.
-        ValueError: the record is none.
-    """
-    (unit,) = fields
-    if not owners.is_unit(unit):
-        raise ValueError("not the name of a service")
-    # Some have been started so often that systemd would refuse.
-    host.run([_SYSTEMCTL, "reset-failed", "--", unit], _START_DEADLINE)
-    if host.run([_SYSTEMCTL, "start", "--", unit], _START_DEADLINE) != 0:
-        raise FailedError("service", f"{unit} does not start again", f"look at: systemctl status {unit}")
+    return wanted
 
 
 def wait_for_nodes(host: Host, fields: tuple[str, ...]) -> None:
@@ -241,4 +298,4 @@ def wait_for_nodes(host: Host, fields: tuple[str, ...]) -> None:
     host.run([_UDEVADM, "settle", f"--timeout={_SETTLE}"], _SETTLE + 1.0)
 
 
-UNDO = {UNIT: start_again, NODES: wait_for_nodes}
+UNDO = {**services.UNDO, NODES: wait_for_nodes}

@@ -9,11 +9,13 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
+import errno
 import time
 
 from virtpass.binding.journal import Journal
 from virtpass.system.errors import FailedError, VirtpassError, one_line
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,20 +27,59 @@ if TYPE_CHECKING:
     Tell = Callable[..., None]
 
 
-# The reference of an error of the administrator's steps after which the record need not stay.
-RELEASE_STEP = "release-step"
+# References of errors after which the record need not stay: a step of the administrator's has failed, which
+# it would for ever; and what was changed is gone, or cannot be as it was any more.
+RELEASE_STEP, GONE = "release-step", "gone"
+FORGOTTEN = (RELEASE_STEP, GONE)
+
+# Where steps of the administrator's are. Here, because most domains do without the module that runs them.
+STEPS_DIRECTORY = "/etc/virtpass/hooks.d"
+
+# Effects whose undo starts something, or waits for what does.
+_STARTING = frozenset(("unit", "user-units", "display"))
+
+# How the kernel refuses what it will never do: what was changed has gone, or does not know the value any
+# more.
+_NEVER = frozenset((errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.ENXIO))
 
 
 def nobody(*_: object) -> None:
     """Ignore what is told."""
 
 
-def undoers() -> dict[str, Undo]:
-    """Return by kind how effects are undone."""
-    # Not at the top: a domain without any effect must not wait for these modules.
-    from virtpass.binding import attributes, display, nvidia, steps, tuning
+def gone(what: str, error: OSError) -> FailedError | OSError:
+    """Return the error to raise when the kernel refuses to take something back.
 
-    return {**attributes.UNDO, **display.UNDO, **nvidia.UNDO, **steps.UNDO, **tuning.UNDO}
+    Args:
+        what: what stays as it is, as the beginning of a sentence.
+        error: how the kernel refused. As long as it does not answer, or is busy, another attempt may work.
+    """
+    if isinstance(error, NoAnswer) or error.errno not in _NEVER:
+        return error
+    return FailedError(GONE, f"{what}: {error.strerror}; it stays as it is")
+
+
+def undoer(kind: str, tell: Tell = nobody) -> Undo | None:
+    """Return how effects of a kind are undone; None for a kind that is not known.
+
+    Args:
+        kind: the kind.
+        tell: is told of the programs that run for it.
+    """
+    # Not at the top, and not all of them: a stop waits for what it loads, and most have kept devices awake
+    # and done nothing else.
+    if kind == "attribute":
+        from virtpass.binding import attributes
+
+        return attributes.UNDO[kind]
+    if kind == "steps":
+        from virtpass.binding import steps
+
+        return lambda host, fields: steps.release(host, fields, tell)
+    from virtpass.binding import audio, display, nvidia, tuning
+
+    known: dict[str, Undo] = {**audio.UNDO, **display.UNDO, **nvidia.UNDO, **tuning.UNDO}
+    return known.get(kind)
 
 
 def undo(
@@ -63,30 +104,34 @@ def undo(
     problems: list[VirtpassError] = []
     if not wanted:
         return problems
-    known = undoers()
+    # systemd refuses to start anything then, or stops it at once.
+    asleep = frozenset[str]()
+    if any(kind in _STARTING for kind, *_ in wanted):
+        from virtpass.binding import services
+
+        asleep = _STARTING if services.host_is_stopping(host) else asleep
     is_dark = False
     failed: set[str] = set()
     for kind, *fields in wanted:
         began = time.monotonic()
         count = len(problems)
+        if kind in asleep:
+            tell("undo", f"{kind} {' '.join(fields)}: left, the host shuts down", 0.0)
+            continue
         try:
-            if kind not in known:
+            undo_one = undoer(kind, tell)
+            if undo_one is None:
                 raise FailedError("effect", f"'{kind}' on record is not known to this version")
             if kind == "unit" and is_dark and not fields[0].startswith("getty@"):
                 raise FailedError("effect", f"{fields[0]} is not started: its display is not there")
-            if kind == "steps":
-                from virtpass.binding.steps import release
-
-                release(host, tuple(fields), tell)
-            else:
-                known[kind](host, tuple(fields))
+            undo_one(host, tuple(fields))
         except VirtpassError as error:
             is_dark = is_dark or kind == "display"
             problems.append(error)
         except Exception as error:  # whatever it is, the others have their turn
             what = one_line(f"{kind} {' '.join(fields)} cannot be undone: {error!r}")
             problems.append(FailedError("effect", what))
-        if len(problems) > count:
+        if len(problems) > count and problems[-1].reference != GONE:
             failed.add(_group(kind))
         problem = problems[-1].line if len(problems) > count else ""
         tell("undo", f"{kind} {' '.join(fields)}", time.monotonic() - began, problem)

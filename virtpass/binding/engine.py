@@ -9,6 +9,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
+import os
 import time
 
 from virtpass.binding import effects
@@ -18,7 +19,7 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
-from virtpass.system.worker import NoAnswer
+from virtpass.system.worker import COMMAND, NoAnswer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,12 +37,19 @@ MODULE_DEADLINE = 30.0
 # Seconds that the kernel may take to close the group of a domain that has just ended.
 _CLOSING = 5.0
 
+# Seconds for the last access of a killed hook's child; huge pages take some. The second: where a device is
+# stuck.
+_ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
+# Seconds. Older ones hang, though no device is marked for it, and will not write in this moment of all.
+_ORPHAN_AGE = 300.0
+
 # Once to give back, once to see that nothing is left; more when something was written late.
 _ATTEMPTS = 4
 
 OVERRIDE, UNBIND, PROBE = "override", "unbind", "probe"
 
-# Longer than one hand-over of a card with four functions whose drivers take their time.
+# Longer than one hand-over of a card with four functions whose drivers take their time. One that stops a
+# desktop, waits for programs and runs steps may take longer: a release that waits in vain is left to it.
 LOCK_DEADLINE = 120.0
 
 STUCK_DIRECTORY = "/run/virtpass/stuck"
@@ -82,13 +90,17 @@ class Seen(tuple[PciAddress, str | None, str | None, bool]):
         return super().__new__(cls, (address, driver, override, on_vfio))
 
 
-def lock(host: Host) -> int:
+def lock(host: Host, *, deadline: float | None = None) -> int:
     """Take the lock that everybody takes who moves devices; closing the descriptor gives it back.
 
+    Args:
+        host: the host.
+        deadline: seconds to wait; two minutes unless told otherwise.
+
     Raises:
-        FailedError: it stayed taken for two minutes.
+        FailedError: it stayed taken; the reference is ``locked``.
     """
-    return host.lock("/run/virtpass", "lock", LOCK_DEADLINE)
+    return host.lock("/run/virtpass", "lock", LOCK_DEADLINE if deadline is None else deadline)
 
 
 def homes(host: Host, addresses: list[PciAddress]) -> list[Home]:
@@ -263,6 +275,7 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
         what could not be done; when there is nothing, each device is back, or gone from the host, or with a
         driver that somebody else gave it, and the journal is removed.
     """
+    _wait_for_orphans(host)
     for _ in range(_ATTEMPTS):
         now, problems = present_state(host, journal)
         steps = steps_to_give_back(journal.homes, now)
@@ -295,9 +308,44 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
     return problems
 
 
+def _wait_for_orphans(host: Host) -> None:
+    """Wait, with a bound, until the child of a killed hook has made its last access.
+
+    What it writes late would come after its undo. A child that hangs with a device stays for ever: where one
+    is known to, it is not waited for long.
+    """
+    deadline = _STUCK_ORPHANS if host.names(STUCK_DIRECTORY) else _ORPHANS
+    end = time.monotonic() + deadline
+    while _orphans(host) and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _orphans(host: Host) -> bool:
+    """Tell whether a child that makes accesses has lost its parent."""
+    for name in host.names("/proc"):
+        first_parent = (host.read(f"/proc/{name}/comm") or "").removeprefix(COMMAND) if name.isdigit() else ""
+        if not first_parent.isdigit():
+            continue
+        # Fields after the name in brackets: the state, the parent, and as the twentieth the time of the start
+        # in ticks since the boot. A zombie writes no more.
+        _, _, rest = (host.read(f"/proc/{name}/stat") or "").rpartition(")")
+        fields = rest.split()
+        if len(fields) < 20 or fields[0] in ("Z", "X") or fields[1] == first_parent:
+            continue
+        age = _uptime(host) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if age < _ORPHAN_AGE:
+            return True
+    return False
+
+
+def _uptime(host: Host) -> float:
+    """Return the seconds since the boot."""
+    return float((host.read("/proc/uptime") or "0").split()[0])
+
+
 def lasting(problems: list[VirtpassError]) -> list[VirtpassError]:
-    """Return the problems for which the record stays: a step of the administrator's would fail for ever."""
-    return [problem for problem in problems if problem.reference != effects.RELEASE_STEP]
+    """Return the problems for which the record stays: some would be there for ever."""
+    return [problem for problem in problems if problem.reference not in effects.FORGOTTEN]
 
 
 def present_state(host: Host, journal: Journal) -> tuple[list[Seen], list[VirtpassError]]:

@@ -7,8 +7,11 @@ Record (fields after the kind):
 Imported by the hook: the imports here are on its allow-list.
 """
 
+import time
+
 from virtpass.binding.cpu_lists import render_list
 from virtpass.binding.demand import Demand
+from virtpass.binding.effects import gone
 from virtpass.binding.journal import Journal, is_uuid
 from virtpass.binding.others import effects_of_others
 from virtpass.binding.processors import PROCESSORS, processors
@@ -19,6 +22,8 @@ GOVERNOR = "governor"
 PERFORMANCE = "performance"
 
 _DEADLINE = 10.0
+# Seconds for all governors of a domain.
+BOUND = 30.0
 
 
 class Change:
@@ -71,10 +76,12 @@ def take(host: Host, journal: Journal, change: Change) -> list[str]:
     """
     if change.policies:
         journal.add(*((GOVERNOR, journal.uuid, policy, base) for policy, base in change.policies.items()))
+    end = time.monotonic() + BOUND
     for policy in change.policies:
         try:
             if host.read(_path(policy)) != PERFORMANCE:
-                host.write_attribute(_path(policy), PERFORMANCE, _DEADLINE)
+                left = min(_DEADLINE, max(end - time.monotonic(), 0.0))
+                host.write_attribute(_path(policy), PERFORMANCE, left)
         except OSError as error:
             what = f"the governor of {policy} cannot be set to {PERFORMANCE}: {error.strerror}"
             raise FailedError("governor", what) from error
@@ -86,6 +93,7 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
 
     Raises:
         OSError: the kernel refused.
+        FailedError: its reference is `GONE`: the kernel does not know the governor any more.
         ValueError: the record is none.
     """
     uuid, policy, base = fields
@@ -93,7 +101,10 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
         raise ValueError("not a governor")
     shared = [known for _, (_, known, _) in effects_of_others(host, uuid, GOVERNOR, 3)]
     if policy not in shared and host.read(_path(policy)) == PERFORMANCE:
-        host.write_attribute(_path(policy), base, _DEADLINE)
+        try:
+            host.write_attribute(_path(policy), base, _DEADLINE)
+        except OSError as error:
+            raise gone(f"the governor of {policy} cannot be {base} again", error) from error
 
 
 UNDO = {GOVERNOR: put_back}

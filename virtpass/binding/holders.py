@@ -5,7 +5,9 @@ Imported by the hook: the imports here are on its allow-list.
 
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
+from virtpass.system.errors import FailedError
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 # The kernel takes input devices away from whoever reads them without harm, and logind reads every keyboard
 # that has a power key.
@@ -15,6 +17,10 @@ _HARMLESS = ("input/",)
 # for the next logind. Both let go when the session does.
 SYSTEMD = 1
 _LOGIND = "systemd-logind"
+
+# Seconds: of an attribute, and of the memory maps of all processes.
+_DEADLINE = 10.0
+_MAPS_DEADLINE = 5.0
 
 # How many are named in a message.
 _NAMED = 4
@@ -26,12 +32,15 @@ def device_nodes(host: Host, address: PciAddress) -> set[str]:
 
 
 def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str]]:
-    """Return the processes that have a node of one of the devices open.
+    """Return the processes that have a node of one of the devices open, or mapped into their memory.
 
     Only what this user may see is found: all of it for root.
 
     Returns:
         process id, name of the program, device node; one entry for each process, sorted.
+
+    Raises:
+        FailedError: a device does not answer.
     """
     nodes: set[str] = set()
     for address in addresses:
@@ -42,13 +51,18 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
     if not nodes:
         return []
     found = {}
-    for name in host.names("/proc"):
-        if not name.isdigit():
-            continue
+    processes = [name for name in host.names("/proc") if name.isdigit()]
+    for name in processes:
         for descriptor in host.names(f"/proc/{name}/fd"):
             target = host.link_target(f"/proc/{name}/fd/{descriptor}")
             if target in nodes:
                 found[int(name)] = (host.read(f"/proc/{name}/comm") or "?", target)
+    try:
+        # A mapping stays when the descriptor is closed.
+        for name, node in host.mapped(processes, sorted(nodes), _MAPS_DEADLINE).items():
+            found.setdefault(int(name), (host.read(f"/proc/{name}/comm") or "?", node))
+    except OSError:
+        pass  # a process that hangs in the kernel, perhaps with another device, must not stop every start
     return [(process, *found[process]) for process in sorted(found)]
 
 
@@ -71,8 +85,17 @@ def _nodes(host: Host, path: str) -> list[str]:
         if name.count(":") == 2 and sysfs.parsed([name]):
             continue
         if host.exists(f"{below}/dev"):
-            for line in (host.read(f"{below}/uevent") or "").splitlines():
-                if line.startswith("DEVNAME="):
-                    found.append("/dev/" + line[8:])
+            found += _node(host, f"{below}/uevent")
         found += _nodes(host, below)
     return found
+
+
+def _node(host: Host, path: str) -> list[str]:
+    """Return the device node that a ``uevent`` names; some kernels wait for the device's lock there."""
+    try:
+        lines = host.read_attribute(path, _DEADLINE).splitlines()
+    except NoAnswer as error:
+        raise FailedError("no-answer", f"{path} cannot be read: a driver holds it") from error
+    except OSError:
+        return []
+    return ["/dev/" + line[8:] for line in lines if line.startswith("DEVNAME=")]

@@ -104,6 +104,11 @@ def plan(host: Host, uuid: str, demand: Demand) -> list[Addition]:
     return list(additions.values())
 
 
+def bound(addition: Addition) -> float:
+    """Return the seconds after which an addition is given up: a write, compaction, and a write again."""
+    return 3 * _DEADLINE if addition.lacking else 0.0
+
+
 def take(host: Host, journal: Journal, additions: list[Addition]) -> list[str]:
     """Add pages, recorded first; what cannot be added is refused, and given back by the undo.
 

@@ -10,10 +10,13 @@ Record (fields after the kind):
 Imported by the hook: the imports here are on its allow-list.
 """
 
+import time
+
 from virtpass.binding.cpu_lists import parse_list, render_list
+from virtpass.binding.effects import gone
 from virtpass.binding.journal import Journal, is_uuid, read_journal
 from virtpass.binding.others import effects_of_others, isolated_by_others
-from virtpass.binding.processors import processors, unions
+from virtpass.binding.processors import is_union, processors
 from virtpass.system.errors import FailedError, UsageError
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer
@@ -22,6 +25,8 @@ INTERRUPT = "interrupt"
 
 _INTERRUPTS = "/proc/irq"
 _DEADLINE = 10.0
+# Seconds for all interrupts of a domain.
+BOUND = 30.0
 
 
 class Moves:
@@ -54,7 +59,7 @@ def plan(host: Host, uuid: str, cpus: frozenset[int]) -> Moves:
             continue
         base = render_list(present)
         for fields in records:
-            if fields[2] == number and present in _affinities(_shared(records, number, fields[3])):
+            if fields[2] == number and _may_be(present, _shared(records, number, fields[3])):
                 base = fields[3]
         taken = [parse_list(fields[1]) for fields in _shared(records, number, base)]
         interrupts[number] = (base, parse_list(base).difference(cpus, *taken) or elsewhere)
@@ -81,9 +86,11 @@ def take(host: Host, journal: Journal, moves: Moves) -> list[str]:
         )
     )
     staying = 0
+    end = time.monotonic() + BOUND
     for number, (_, wanted) in moves.interrupts.items():
         try:
-            host.write_attribute(_path(number), render_list(wanted), _DEADLINE)
+            left = min(_DEADLINE, max(end - time.monotonic(), 0.0))
+            host.write_attribute(_path(number), render_list(wanted), left)
         except NoAnswer as error:
             raise FailedError("interrupt", f"interrupt {number} cannot be moved: no answer") from error
         except OSError:
@@ -97,6 +104,7 @@ def move_back(host: Host, fields: tuple[str, ...]) -> None:
 
     Raises:
         OSError: the kernel refused.
+        FailedError: its reference is `GONE`: the CPUs are, or the interrupt does not move any more.
         ValueError: the record is none.
         VirtpassError: where it goes could not be recorded for another domain.
     """
@@ -108,7 +116,7 @@ def move_back(host: Host, fields: tuple[str, ...]) -> None:
     if present is None or present & parse_list(cpus):
         return
     others = _shared([known for _, known in effects_of_others(host, uuid, INTERRUPT, 5)], number, base)
-    if present not in _affinities([*others, fields]):
+    if not _may_be(present, [*others, fields]):
         return
     taken = frozenset().union(*(parse_list(known[1]) for known in others))
     target = parse_list(base) - taken
@@ -116,10 +124,13 @@ def move_back(host: Host, fields: tuple[str, ...]) -> None:
         # It is elsewhere for others alone now; the record of one of them has to tell where.
         target = processors(host, "online").difference(*isolated_by_others(host, uuid))
         journal = read_journal(host, others[0][0])
-        if journal is not None and target not in _affinities(others):
+        if journal is not None and not _may_be(target, others):
             journal.add((INTERRUPT, *others[0][:4], render_list(target)))
     if present != target:
-        host.write_attribute(_path(number), render_list(target), _DEADLINE)
+        try:
+            host.write_attribute(_path(number), render_list(target), _DEADLINE)
+        except OSError as error:
+            raise gone(f"interrupt {number} cannot go to CPUs {render_list(target)} again", error) from error
 
 
 UNDO = {INTERRUPT: move_back}
@@ -130,11 +141,14 @@ def _shared(records: list[tuple[str, ...]], number: str, base: str) -> list[tupl
     return [fields for fields in records if fields[2:4] == (number, base)]
 
 
-def _affinities(records: list[tuple[str, ...]]) -> set[frozenset[int]]:
-    """Return all affinities that an interrupt may have while the domains of some records come and go."""
+def _may_be(affinity: frozenset[int], records: list[tuple[str, ...]]) -> bool:
+    """Tell whether an interrupt may have an affinity while the domains of some records come and go."""
+    if any(affinity == parse_list(fields[4]) for fields in records):
+        return True
     base = parse_list(records[0][3])
-    taken = unions([parse_list(fields[1]) for fields in records])
-    return {base - union for union in taken} | {parse_list(fields[4]) for fields in records}
+    return affinity <= base and is_union(
+        base - affinity, [parse_list(fields[1]) & base for fields in records]
+    )
 
 
 def _affinity(host: Host, number: str) -> frozenset[int] | None:

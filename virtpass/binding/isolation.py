@@ -20,7 +20,7 @@ from virtpass.binding.cpu_lists import parse_list, render_list
 from virtpass.binding.demand import Demand
 from virtpass.binding.journal import Journal, is_uuid
 from virtpass.binding.others import ALLOWED, effects_of_others, isolated_by_others
-from virtpass.binding.processors import processors, unions
+from virtpass.binding.processors import is_union, processors
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
@@ -35,6 +35,7 @@ _DROP_IN = "50-AllowedCPUs.conf"
 _SYSTEMCTL_DEADLINE = 15.0
 # systemd answers before it writes to the control group.
 _SETTLING = 5.0
+BOUND = len(UNITS) * (_SYSTEMCTL_DEADLINE + _SETTLING)
 
 
 class Isolation:
@@ -116,7 +117,7 @@ def allow_again(host: Host, fields: tuple[str, ...]) -> None:
     others = _shared(host, uuid, unit, base)
     allowed = _allowed(host, base)
     present = _present(host, unit)
-    if present is not None and present not in _lefts(allowed, [*others, parse_list(cpus)]):
+    if present is not None and not _may_be_left(present, allowed, [*others, parse_list(cpus)]):
         return
     target = allowed.difference(*others)
     if others:
@@ -176,7 +177,7 @@ def _unit_base(host: Host, uuid: str, unit: str) -> tuple[str, bool]:
     present = _present(host, unit)
     for _, (_, _, known, base, had_drop_in) in effects_of_others(host, uuid, ALLOWED, 5):
         sets = _shared(host, uuid, unit, base)
-        if known == unit and (present is None or present in _lefts(_allowed(host, base), sets)):
+        if known == unit and (present is None or _may_be_left(present, _allowed(host, base), sets)):
             return base, had_drop_in == "yes"
     everything = processors(host, "possible")
     base = "" if present is None or present >= everything else render_list(present)
@@ -193,9 +194,9 @@ def _allowed(host: Host, base: str) -> frozenset[int]:
     return parse_list(base) if base else processors(host, "possible")
 
 
-def _lefts(allowed: frozenset[int], sets: list[frozenset[int]]) -> list[frozenset[int]]:
-    """Return all values that a unit may have while domains come and go."""
-    return [allowed - union for union in unions(sets)]
+def _may_be_left(present: frozenset[int], allowed: frozenset[int], sets: list[frozenset[int]]) -> bool:
+    """Tell whether a unit may have a value while domains come and go."""
+    return present <= allowed and is_union(allowed - present, [one & allowed for one in sets])
 
 
 def _present(host: Host, unit: str) -> frozenset[int] | None:

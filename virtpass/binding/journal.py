@@ -7,9 +7,11 @@ a crash before the first write to a device. The records:
 
     virtpass 1                       format
     domain UUID NAME
+    starter PROCESS TIME             the libvirt daemon that starts the domain, and its start time
     home ADDRESS DRIVER OVERRIDE     where a device was; "-" for none
     did KIND FIELD...                what else is about to be changed (`virtpass.binding.effects`)
     undone KIND FIELD...             that is as it was again, though the rest is not
+    ended                            libvirt has said that the domain has ended
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -19,6 +21,9 @@ from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
 DIRECTORY = "/run/virtpass/lent"
+
+# What is undone needs as much again, and all of it has to be read.
+_LIMIT = 4 << 20
 
 _FORMAT = ("virtpass", "1")
 _NONE = "-"
@@ -59,6 +64,8 @@ class Journal:
         name: the domain's name when the journal was begun.
         homes: where its devices were, in the order in which they were recorded.
         effects: what else was changed, in this order: a kind, and the fields that it takes to undo it.
+        starter: process and start time of the daemon that starts the domain; None where that is not known.
+        has_ended: whether libvirt has said that the domain has ended.
     """
 
     def __init__(self, host: Host, uuid: str, name: str) -> None:
@@ -67,6 +74,8 @@ class Journal:
         self.name = name
         self.homes: list[Home] = []
         self.effects: list[tuple[str, ...]] = []
+        self.starter: tuple[int, int] | None = None
+        self.has_ended = False
 
     def begin(self, homes: list[Home]) -> None:
         """Record where the devices are.
@@ -75,6 +84,8 @@ class Journal:
             RefusedError: one has an override that no driver can have; somebody should look at it first.
         """
         records = [_FORMAT, ("domain", self.uuid, self.name)]
+        if self.starter is not None:
+            records.append(("starter", *map(str, self.starter)))
         for home in homes:
             for name in (home.driver, home.override):
                 if name is not None and not is_driver_name(name):
@@ -101,11 +112,7 @@ class Journal:
             FailedError: they could not be recorded, and must not happen.
         """
         text = "".join("\t".join(map(_quoted, ("did", *effect))) + "\n" for effect in effects)
-        content = self._host.read_own(DIRECTORY, self.uuid) or b""
-        if content and not content.endswith(b"\n"):
-            # A record that was cut off announced nothing; what comes after it must not become part of it.
-            self._host.replace_own(DIRECTORY, self.uuid, content[: content.rfind(b"\n") + 1], 0o644)
-        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        self._append(text, _LIMIT)
         self.effects += effects
 
     def mark_undone(self, effects: list[tuple[str, ...]]) -> None:
@@ -115,9 +122,31 @@ class Journal:
             FailedError: that could not be recorded.
         """
         text = "".join("\t".join(map(_quoted, ("undone", *effect))) + "\n" for effect in effects)
-        self._host.append_own(DIRECTORY, self.uuid, text.encode())
+        self._append(text)
         for effect in effects:
             _take_back(self.effects, effect)
+
+    def mark_ended(self) -> None:
+        """Record that the domain has ended; without room for that it is given back all the same."""
+        self.has_ended = True
+        try:
+            self._append("ended\n")
+        except VirtpassError:
+            pass
+
+    def _append(self, text: str, limit: int = 2 * _LIMIT) -> None:
+        """Append records.
+
+        Raises:
+            FailedError: they could not be recorded, or the journal would be larger than ``limit`` bytes.
+        """
+        content = self._host.read_own(DIRECTORY, self.uuid) or b""
+        if len(content) + len(text) > limit:
+            raise FailedError("journal-size", f"{DIRECTORY}/{self.uuid} would exceed {limit >> 20} MiB")
+        if content and not content.endswith(b"\n"):
+            # A record that was cut off announced nothing; what comes after it must not become part of it.
+            self._host.replace_own(DIRECTORY, self.uuid, content[: content.rfind(b"\n") + 1], 0o644)
+        self._host.append_own(DIRECTORY, self.uuid, text.encode())
 
     def _forget(self) -> None:
         try:
@@ -183,6 +212,10 @@ def _take(journal: Journal, fields: list[str], position: int) -> None:
         journal.effects.append(tuple(fields[1:]))
     elif kind == "undone" and len(fields) >= 2:
         _take_back(journal.effects, tuple(fields[1:]))
+    elif kind == "starter" and len(fields) == 3:
+        journal.starter = (int(fields[1]), int(fields[2]))
+    elif kind == "ended" and len(fields) == 1:
+        journal.has_ended = True
     else:
         raise ValueError(fields)
 

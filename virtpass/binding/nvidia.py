@@ -6,6 +6,8 @@ An unbind that finds a user never ends, even when the user does, and users in th
 Imported by the hook: the imports here are on its allow-list.
 """
 
+import time
+
 from virtpass.binding import engine
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
@@ -86,17 +88,46 @@ def load_again(host: Host, fields: tuple[str, ...]) -> None:
     """Load a module that was unloaded.
 
     Raises:
-        FailedError: it is not there afterwards.
+        FailedError: it is not there afterwards, or it neither comes nor goes.
         ValueError: the record is none.
     """
     (name,) = fields
     if name not in _MODULES:
         raise ValueError("not a module that virtpass unloads")
+    if not _wait_until_settled(host, name):
+        what = f"the module {name} is still on its way in or out of the kernel"
+        raise FailedError("module", what, "look at the kernel log, then run virtpass recover")
     if host.exists(f"/sys/module/{name}"):
         return
     host.run(["/sbin/modprobe", "--", name], DEADLINE)
     if not host.exists(f"/sys/module/{name}"):
         raise FailedError("module", f"the module {name} cannot be loaded again", f"try: modprobe {name}")
+
+
+def _wait_until_settled(host: Host, name: str) -> bool:
+    """Wait until nobody loads or unloads a module any more: a killed hook's rmmod goes on without it.
+
+    Returns:
+        whether that is so.
+    """
+    end = time.monotonic() + DEADLINE
+    while _is_on_its_way(host, name):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _is_on_its_way(host: Host, name: str) -> bool:
+    if host.read(f"/sys/module/{name}/initstate") in ("going", "coming"):
+        return True
+    # It may not have come to the kernel yet.
+    for process in host.names("/proc"):
+        if process.isdigit() and host.read(f"/proc/{process}/comm") == "rmmod":
+            words = (host.read_bytes(f"/proc/{process}/cmdline") or b"").split(b"\0")
+            if name.encode() in words:
+                return True
+    return False
 
 
 UNDO = {MODULE: load_again}

@@ -49,6 +49,22 @@ def owner(host: Host, process: int) -> tuple[str, str]:
     return UNKNOWN, path
 
 
+def user_service(host: Host, process: int) -> tuple[str, str]:
+    """Return the number of a user and the service of his own manager to which a process belongs.
+
+    Both are empty when it belongs to none.
+    """
+    path = _cgroup(host, process)
+    _, root, *parts = [*path.split("/"), "", ""]
+    kind, user = _of_user(parts, path) if root == "user.slice" else (UNKNOWN, "")
+    for part in parts[2:] if kind == USER else ():
+        if is_unit(part):
+            return user, part
+        if not part.endswith(".slice"):
+            break
+    return "", ""
+
+
 def _of_user(parts: list[str], path: str) -> tuple[str, str]:
     """Return what of a user's a process belongs to, by the parts of its cgroup below ``user.slice``."""
     user, below = parts[0].removeprefix("user-").removesuffix(".slice"), parts[1]

@@ -17,10 +17,15 @@ def keep_awake(host: Host, journal: Journal, addresses: list[PciAddress]) -> Non
     Raises:
         FailedError: that could not be recorded, or the kernel refused.
     """
-    wanted = []
+    attributes.change(host, journal, wanted(host, addresses))
+
+
+def wanted(host: Host, addresses: list[PciAddress]) -> list[tuple[str, str]]:
+    """Return path and value of the attributes that keep devices awake."""
+    found = []
     for address in addresses:
         above = controller(host.real_path(sysfs.device_path(address)).rpartition("/")[0])
         for one in (address, above):
             if one is not None and (path := sysfs.device_path(one)):
-                wanted += [(f"{path}/power/control", "on"), (f"{path}/d3cold_allowed", "0")]
-    attributes.change(host, journal, list(dict.fromkeys(wanted)))
+                found += [(f"{path}/power/control", "on"), (f"{path}/d3cold_allowed", "0")]
+    return list(dict.fromkeys(found))

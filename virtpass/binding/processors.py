@@ -14,9 +14,12 @@ def processors(host: Host, which: str) -> frozenset[int]:
     return parse_list(host.read(f"{PROCESSORS}/{which}") or "")
 
 
-def unions(sets: list[frozenset[int]]) -> set[frozenset[int]]:
-    """Return what may be taken away while domains with these CPUs come and go: unions of some of them."""
-    found: set[frozenset[int]] = {frozenset()}
-    for one in sets:
-        found |= {union | one for union in found}
-    return found
+def is_union(taken: frozenset[int], sets: list[frozenset[int]]) -> bool:
+    """Tell whether CPUs may be what domains take away while they come and go: a union of some of the sets.
+
+    Args:
+        taken: what is taken away now.
+        sets: what each domain takes.
+    """
+    # Whichever sets make it up, they lie within it; so all that do may be taken.
+    return taken == frozenset().union(*(one for one in sets if one <= taken))

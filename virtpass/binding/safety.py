@@ -71,9 +71,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
             )
         if count := sysfs.virtual_functions(host, address):
             what = f"{address} has {count} virtual functions, which would vanish from whoever uses them"
-            raise RefusedError(
-                "virtual-functions", what, f"write 0 to {sysfs.device_path(address)}/sriov_numvfs"
-            )
+            raise RefusedError("virtual-functions", what, f"virtpass device functions {address} 0")
         if sysfs.driver(host, address) == sysfs.NVIDIA and not hands_over:
             raise RefusedError(
                 "nvidia-driver",

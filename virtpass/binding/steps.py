@@ -16,7 +16,7 @@ import os
 import stat
 import time
 
-from virtpass.binding.effects import RELEASE_STEP
+from virtpass.binding.effects import RELEASE_STEP, STEPS_DIRECTORY
 from virtpass.binding.journal import Journal, is_uuid
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     # Is told of each program that ran: "step", its path, the seconds, what went wrong, and its output.
     Tell = Callable[[str, str, float, str, str], None]
 
-DIRECTORY = "/etc/virtpass/hooks.d"
 PREPARE, RELEASE = "prepare", "release"
 
 # The kind of the effect.
@@ -155,7 +154,7 @@ def _run(host: Host, program: str, event: str, fields: tuple[str, ...], tell: Te
 
 def _programs(host: Host, event: str) -> tuple[list[str], list[RefusedError]]:
     """Return the programs of an event that root alone may change, in order, and why others are refused."""
-    directory = f"{DIRECTORY}/{event}.d"
+    directory = f"{STEPS_DIRECTORY}/{event}.d"
     # What is not there needs no look at the directories above.
     if not host.exists(directory):
         return [], []
@@ -193,6 +192,3 @@ def _programs(host: Host, event: str) -> tuple[list[str], list[RefusedError]]:
 def _is_meant(name: str) -> bool:
     """Tell whether a name is that of a step, not of what editors and package managers leave behind."""
     return not (name.startswith(".") or name.endswith(("~", ".bak")) or ".dpkg-" in name or ".rpm" in name)
-
-
-UNDO = {STEPS: release}

@@ -31,13 +31,18 @@ class Plan:
     @property
     def sentences(self) -> list[str]:
         """What is to be done, for people."""
-        found = [str(one) for one in self.huge_pages]
+        return [sentence for sentence, _ in self.bounded_sentences]
+
+    @property
+    def bounded_sentences(self) -> list[tuple[str, float]]:
+        """The same, with the seconds after which each is given up."""
+        found = [(str(one), pages.bound(one)) for one in self.huge_pages]
         if self.isolation is not None:
-            found.append(str(self.isolation))
+            found.append((str(self.isolation), isolation.BOUND))
         if self.interrupts is not None and self.interrupts.interrupts:
-            found.append(str(self.interrupts))
+            found.append((str(self.interrupts), interrupts.BOUND))
         if self.governor is not None:
-            found.append(self.governor.sentence)
+            found.append((self.governor.sentence, governors.BOUND))
         return found
 
 

@@ -15,6 +15,7 @@ from virtpass.system.host import Host
 _COMMANDS = {
     "devices": "virtpass.cli.devices:devices",
     "device": "virtpass.cli.devices:device",
+    "mdev": "virtpass.cli.mediated:mdev",
     "host": "virtpass.cli.preparation:host",
     "domain": "virtpass.cli.domains:domain",
     "hook": "virtpass.cli.hooks:hook",

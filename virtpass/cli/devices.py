@@ -5,10 +5,12 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json, say_table
+from virtpass.cli.output import complain, note, say, say_json, say_table
 from virtpass.operations.devices import DeviceDetails, DeviceReport, list_devices, show_device
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
+from virtpass.pci.mediated import MediatedType
+from virtpass.system.errors import EXIT_FAILED
 from virtpass.system.host import Host
 
 _COLOURS = {Level.READY: "green", Level.SHARED: "yellow", Level.BLOCKED: "red", Level.NEVER: None}
@@ -44,7 +46,7 @@ def devices(host: Host, as_json: bool) -> None:
 
 @click.group()
 def device() -> None:
-    """Look at one PCI device; detach it from the host, reattach it, reset it."""
+    """Look at one PCI device; detach it from the host, reattach it, reset it; give it virtual functions."""
 
 
 @device.command()
@@ -84,7 +86,14 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
     if report.device.is_boot_display:
         lines.append(("Display", "the firmware's boot display"))
     if report.lent_to is not None:
-        lines.append(("Lent to", report.lent_to))
+        lines.append(("Lent to", _borrower(report)))
+    if details.functions is not None:
+        found = details.functions
+        lines.append(("Functions", f"{found.count} of {found.total} virtual functions"))
+        lines += [("", str(function)) for function in found.functions]
+    if details.mediated_types:
+        lines.append(("Mediated", ", ".join(one.name for one in details.mediated_types)))
+        lines += [("", f"{one.uuid} ({one.type_name})") for one in details.mediated]
     lines += [
         ("Used by", f"{program} (process {process}, {node})") for process, program, node in details.used_by
     ]
@@ -139,6 +148,56 @@ def reset(host: Host, address: PciAddress, uri: str) -> None:
     note(f"{address} was reset")
 
 
+@device.command()
+@click.argument("address", type=options.ADDRESS)
+@click.argument("count", type=click.IntRange(min=0))
+@click.option("--persistent", is_flag=True, help="At every boot, too; with COUNT 0: no longer.")
+@options.dry_run
+@click.pass_obj
+def functions(host: Host, address: PciAddress, count: int, persistent: bool, dry_run: bool) -> None:
+    """Give a device COUNT virtual functions (SR-IOV), without drivers; 0 removes them.
+
+    Another number than it has replaces all of them. Those in use are left alone: nothing is done then. The
+    driver of some devices loses its connection for a moment.
+    """
+    from virtpass.operations import function_records
+    from virtpass.operations import functions as operation
+
+    if dry_run:
+        plan = operation.plan_functions(host, address, count, persistent=persistent)
+        for sentence in plan.sentences:
+            say(sentence)
+        if plan.is_empty:
+            note("nothing to do")
+        return
+    plan = operation.set_functions(host, address, count, persistent=persistent)
+    if plan.is_empty:
+        note(f"nothing to do: {address} has {count} virtual functions")
+    else:
+        is_kept = plan.record is not None and plan.record.count == count
+        note(f"{address} has {count} virtual functions{', at every boot' if is_kept else ''}")
+    if plan.record is not None and plan.record.count != count:
+        note(f"at boot it gets {plan.record.count}, as on record; --persistent changes that, too")
+    if plan.record is not None and not function_records.is_applied_at_boot(host):
+        note(f"nothing makes them at boot here: systemctl enable {function_records.UNIT}")
+
+
+@device.command(hidden=True)
+@click.pass_context
+def functions_at_boot(context: click.Context) -> None:
+    """Give all devices on record their virtual functions; systemd runs this at boot."""
+    from virtpass.operations import functions as operation
+
+    results = operation.functions_at_boot(context.obj)
+    for result in results:
+        if result.problem is not None:
+            complain(result.problem.line)
+        else:
+            note(f"{result.name} has {result.count} virtual functions")
+    if any(result.problem is not None for result in results):
+        context.exit(EXIT_FAILED)
+
+
 def title(report: DeviceReport) -> str:
     """Return name and ids of a device."""
     identity = report.device.identity
@@ -149,9 +208,14 @@ def verdict(report: DeviceReport) -> str:
     """Return the verdict with the reason that weighs most."""
     level = report.verdict.level
     if report.lent_to is not None:
-        return f"lent to {report.lent_to}"
+        return f"lent to {_borrower(report)}"
     reasons = [reason.text for reason in report.verdict.reasons if reason.level is level]
     return f"{level.value}: {reasons[0]}" if reasons else level.value
+
+
+def _borrower(report: DeviceReport) -> str:
+    ended = ", which has ended (virtpass recover gives it back)" if report.is_left else ""
+    return f"{report.lent_to}{ended}"
 
 
 def device_json(report: DeviceReport) -> dict[str, Any]:
@@ -170,6 +234,7 @@ def device_json(report: DeviceReport) -> dict[str, Any]:
         "boot_display": device.is_boot_display,
         "physical_function": str(device.physical_function) if device.physical_function else None,
         "lent_to": report.lent_to,
+        "left_behind": report.is_left,
         "verdict": report.verdict.level.value,
         "reasons": [{"id": reason.reference, "text": reason.text} for reason in report.verdict.reasons],
     }
@@ -186,4 +251,33 @@ def details_json(details: DeviceDetails) -> dict[str, Any]:
             {"process": process, "program": program, "node": node}
             for process, program, node in details.used_by
         ],
+        "virtual_functions": functions_json(details),
+        "mediated": {
+            "types": [type_json(one) for one in details.mediated_types],
+            "devices": [{"uuid": one.uuid, "type": one.type_name} for one in details.mediated],
+        },
+    }
+
+
+def functions_json(details: DeviceDetails) -> dict[str, Any] | None:
+    """Return what a device has to do with SR-IOV as it is printed with --json."""
+    found = details.functions
+    if found is None:
+        return None
+    return {
+        "total": found.total,
+        "count": found.count,
+        "autoprobe": found.autoprobe,
+        "addresses": [str(address) for address in found.functions],
+    }
+
+
+def type_json(one: MediatedType) -> dict[str, Any]:
+    """Return a type of mediated devices as it is printed with --json."""
+    return {
+        "type": one.name,
+        "name": one.label,
+        "description": one.description,
+        "available": one.available,
+        "api": one.api,
     }

@@ -76,7 +76,12 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
         if found.problem is not None:
             note(f"the start would be refused: {found.problem.line}")
         else:
-            note(f"{one_line(found.name)} would start; all of this is undone when it stops")
+            lost = any(not step.is_undone for step in found.steps)
+            undone = "all of this is undone when it stops"
+            end = f"{undone}, but sessions that were ended do not come back" if lost else undone
+            note(f"{one_line(found.name)} would start; {end}")
+        if found.warning:
+            note(f"warning: {found.warning}")
     if found.problem is not None:
         context.exit(EXIT_FAILED)
 
@@ -97,7 +102,11 @@ def rehearsal_json(found: Rehearsal) -> dict[str, object]:
         "domain": found.name,
         "uuid": found.uuid,
         "would_start": problem is None,
-        "steps": [{"text": step.text, "at_most_seconds": step.bound} for step in found.steps],
+        "steps": [
+            {"text": step.text, "at_most_seconds": step.bound, "is_undone": step.is_undone}
+            for step in found.steps
+        ],
+        "warning": found.warning or None,
         "problem": None
         if problem is None
         else {"reference": problem.reference, "what": problem.what, "remedy": problem.remedy or None},

@@ -14,20 +14,32 @@ from virtpass.system.host import Host
 @options.dry_run
 @options.as_json
 @options.connect
+@click.option(
+    "--at-boot",
+    is_flag=True,
+    help="As systemd runs it before libvirt: ask the kernel which domains run, start no services.",
+)
 @click.pass_context
-def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool) -> None:
+def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool, at_boot: bool) -> None:
     """Give back to the host what a crash left lent or half done.
 
-    Devices of running domains are left alone.
+    Devices of running domains are left alone. What a crash left of a change of kernel arguments or initramfs
+    is put back by: virtpass host recover.
     """
     host: Host = context.obj
-    found = recovery.recover(host, lambda: _active(uri), dry_run=dry_run)
+    # To ask libvirt would start it, and that waits for this command.
+    ask = _nobody if at_boot else lambda: _active(uri)
+    found = recovery.recover(host, ask, dry_run=dry_run, at_boot=at_boot)
     if as_json:
         say_json([_json(one) for one in found])
     else:
         _show(found)
     if any(one.problems for one in found):
         context.exit(EXIT_FAILED)
+
+
+def _nobody() -> None:
+    """Tell that libvirt does not say which domains run."""
 
 
 def _active(uri: str) -> frozenset[str] | None:
@@ -39,7 +51,7 @@ def _active(uri: str) -> frozenset[str] | None:
         if error.reference == "no-answer":
             # The daemon is there and waits for something, perhaps for a hook that is at work just now.
             raise
-        note(f"libvirt does not say which domains run ({error.what}): open VFIO groups tell")
+        note(f"libvirt does not say which domains run ({error.what}): the kernel tells")
         return None
     with connection:
         return connection.active_uuids()

@@ -51,6 +51,16 @@ def parse_hostdevs(domain_xml: str) -> tuple[Hostdev, ...]:
     return tuple(hostdev for _, hostdev in hostdev_elements(parse_document(domain_xml)))
 
 
+def mediated_uuids(domain_xml: str) -> tuple[str, ...]:
+    """Return the UUIDs of the mediated devices that a domain's XML names, in lower case.
+
+    Raises:
+        UsageError: the text is not the XML of a domain.
+    """
+    addresses = parse_document(domain_xml).iterfind("devices/hostdev[@type='mdev']/source/address")
+    return tuple(address.get("uuid", "").lower() for address in addresses)
+
+
 def hostdev_elements(domain: etree._Element) -> list[tuple[etree._Element, Hostdev]]:
     """Return the elements that name PCI devices of the host, each with what it says.
 

@@ -5,7 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-from virtpass.binding import engine, safety
+from virtpass.binding import effects, engine, safety
 from virtpass.binding.journal import is_uuid
 from virtpass.binding.policy import Policy, parse_policy
 from virtpass.hook.request import Request
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from virtpass.binding.tuning import Plan
 
 
-_STEPS = "/etc/virtpass/hooks.d"
-
-
 class Checked:
     """What came of the checks.
 
@@ -29,6 +26,7 @@ class Checked:
         companions: the other functions of its cards, which go along.
         tuning: what is to be changed of the host's memory and processors; None for nothing.
         has_steps: whether there may be steps of the administrator's.
+        warning: what the host loses while the domain runs; empty for nothing.
     """
 
     def __init__(self, policy: Policy, companions: list[PciAddress], *, has_steps: bool) -> None:
@@ -36,6 +34,7 @@ class Checked:
         self.companions = companions
         self.tuning: Plan | None = None
         self.has_steps = has_steps
+        self.warning = ""
 
     @property
     def hands_over(self) -> bool:
@@ -64,13 +63,14 @@ def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
     lent = [*request.devices, *companions]
     safety.refuse_lent(host, lent, request.uuid)
     for address in lent:
+        engine.refuse_stuck(host, address)
         safety.refuse_unassignable(host, address)
     for address, recorded in request.identities.items():
         if address in request.devices:
             safety.refuse_other_device(host, address, recorded)
     if loads:
         engine.load_vfio(host)
-    checked = Checked(policy, companions, has_steps=host.exists(_STEPS))
+    checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))
     safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
     if checked.has_steps:
         from virtpass.binding import steps
@@ -78,10 +78,11 @@ def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
         steps.refuse_unsafe(host)
     if checked.hands_over:
         # Here and below not at the top: most domains do without.
-        from virtpass.binding import display, nvidia
+        from virtpass.binding import display, nvidia, reach
 
         nvidia.refuse_shared(host, lent)
         display.stoppable(host, lent)
+        checked.warning = reach.warning(host, lent)
     if policy.huge_pages != "no" or policy.isolate_cpus != "no" or policy.governor != "keep":
         from virtpass.binding import tuning
 

@@ -17,6 +17,7 @@ import os
 from virtpass.binding import engine
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
 from virtpass.binding.policy import NAMESPACE
+from virtpass.hook import late_releases
 from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci.address import PciAddress
@@ -70,9 +71,20 @@ def run(host: Host, operation: str, xml: bytes) -> int:
         report.domain, report.uuid = request.name, request.uuid
         if operation == "prepare" and not ((request.is_ours and request.devices) or request.problem):
             return 0
-        lock = engine.lock(host)
         try:
-            done = (_prepare if operation == "prepare" else _release)(host, request, report)
+            lock = engine.lock(host)
+        except FailedError as error:
+            if operation == "prepare" or error.reference != "locked" or not is_uuid(request.uuid):
+                raise
+            lock = _lock_or_leave(host, request.uuid)
+            if lock < 0:
+                report.finish(f"left to whoever keeps the lock: {error.what}")
+                return 0
+        try:
+            try:
+                done = (_prepare if operation == "prepare" else _release)(host, request, report)
+            finally:
+                _release_late(host)
         finally:
             os.close(lock)
     except VirtpassError as error:
@@ -88,6 +100,39 @@ def run(host: Host, operation: str, xml: bytes) -> int:
     return 0
 
 
+def _lock_or_leave(host: Host, uuid: str) -> int:
+    """Leave the release of a domain to whoever has the lock.
+
+    Returns:
+        -1; the lock where it came free just before.
+
+    Raises:
+        VirtpassError: neither was possible.
+    """
+    late_releases.mark(host, uuid)
+    try:
+        # Who had it may have looked for marks before there was this one.
+        return engine.lock(host, deadline=0.0)
+    except FailedError:
+        return -1
+
+
+def _release_late(host: Host) -> None:
+    """Make the releases that others have left; what goes wrong is theirs, and told as theirs."""
+    for uuid in late_releases.marked(host):
+        report = Report("release", "", uuid)
+        try:
+            if journal := read_journal(host, uuid):
+                report.domain = journal.name
+                journal.mark_ended()
+                _finish(host, journal, report)
+                report.finish(f"{', '.join(str(home.address) for home in journal.homes)} given back, late")
+            late_releases.unmark(host, uuid)
+        except Exception as error:
+            # The record stays, for the next start and for recover.
+            report.finish(problem=one_line(str(error)))
+
+
 def _prepare(host: Host, request: Request, report: Report) -> str:
     """Lend the domain's devices.
 
@@ -98,16 +143,20 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
         VirtpassError: the domain must not start; its devices are where they were.
     """
     # Not at the top: giving back does without.
+    from virtpass.binding import reservations
     from virtpass.hook.checks import check
 
     with report.step("check"):
         if left := read_journal(host, request.uuid) if is_uuid(request.uuid) else None:
             # A hook that was killed, or a stop that could not give everything back.
             _finish(host, left, report)
+        late_releases.unmark(host, request.uuid)
+        _free_stale(host, request, report)
         checked = check(host, request)
     lent = [*request.devices, *checked.companions]
     homes = engine.homes(host, lent)
     journal = Journal(host, request.uuid, request.name)
+    journal.starter = reservations.starter(host)
     engine.lend(
         host,
         journal,
@@ -118,6 +167,20 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
     )
     moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
     return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
+
+
+def _free_stale(host: Host, request: Request, report: Report) -> None:
+    """Give back what domains that have ended keep from this one.
+
+    Raises:
+        VirtpassError: something could not be given back; its record stays.
+    """
+    from virtpass.binding import reservations, safety
+
+    wanted = [*request.devices, *safety.companions(host, request.devices)]
+    for journal in reservations.stale(host, wanted, request.uuid):
+        with report.step("free", f"what {journal.name} had borrowed"):
+            _finish(host, journal, report)
 
 
 def free_of(checked: Checked) -> frozenset[PciAddress]:
@@ -153,9 +216,10 @@ def _make_ready(
     if checked.hands_over:
         from virtpass.binding import display, nvidia
 
+        if checked.warning:
+            report.done("warning", checked.warning, 0.0)
         with report.step("hand-over", ", ".join(map(str, lent))):
-            for text in display.hand_over(host, journal, lent, checked.policy.wait):
-                report.done("stopped", text, 0.0)
+            display.hand_over(host, journal, lent, checked.policy.wait, tell=report.done)
         engine.override_all(host, journal.homes, free_of(checked))
         with report.step("unload"):
             nvidia.unload(host, journal, lent)
@@ -170,7 +234,9 @@ def _release(host: Host, request: Request, report: Report) -> str:
     journal = read_journal(host, request.uuid) if is_uuid(request.uuid) else None
     if journal is None:
         return ""
+    journal.mark_ended()
     _finish(host, journal, report)
+    late_releases.unmark(host, request.uuid)
     return f"{', '.join(str(home.address) for home in journal.homes)} given back"
 
 

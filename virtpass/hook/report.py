@@ -12,15 +12,16 @@ JSON string, so that whatever a domain is called neither ends the value nor the 
     steps                    in the last line: how many lines came before it
 
 `virtpass.operations.hand_overs` reads them. A line is sent as soon as its step has ended: it costs some
-microseconds, and whatever stops the hook then leaves what happened before.
+microseconds, and whatever stops the hook then leaves what happened before. Nobody waits for the log: where it
+does not take a line at once, the line is lost, and not the domain's start.
 
 Imported by the hook: the imports here are on its allow-list.
 """
 
 from __future__ import annotations
 
+import _socket
 import os
-import syslog
 import time
 
 TYPE_CHECKING = False
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 IDENTIFIER = "virtpass-hook"
+LOG = "/dev/log"
+# Priorities within the facility of daemons.
+ERROR, INFO = 3, 6
+_DAEMON = 3 << 3
 DONE, FAILED = "done", "failed"
 
 # Characters of one value. Some system loggers cut off lines of more than 8 KiB.
@@ -56,7 +61,6 @@ class Report:
         self._id = os.urandom(4).hex()
         self._began = time.monotonic()
         self._count = 0
-        syslog.openlog(IDENTIFIER, syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def step(self, name: str, detail: str = "") -> Step:
         """Return a context whose duration is told as that of a step; an error in it as its failure."""
@@ -98,10 +102,7 @@ class Report:
         fields += [("ms", f"{seconds * 1000:.0f}"), ("outcome", FAILED if problem else DONE)]
         fields += [("problem", problem), *tail]
         text = " ".join(f"{key}={_written(value)}" for key, value in fields if value)
-        try:
-            syslog.syslog(syslog.LOG_ERR if problem else syslog.LOG_INFO, text)
-        except (OSError, ValueError):
-            pass  # a hand-over does not depend on the log
+        send(ERROR if problem else INFO, text)
 
 
 class Step:
@@ -123,6 +124,21 @@ class Step:
         """Tell how long it took and what went wrong; the error goes on."""
         problem = "" if error is None else str(error) or type(error).__name__
         self._report.done(self._name, self._detail, time.monotonic() - self._began, problem)
+
+
+def send(priority: int, text: str) -> None:
+    """Send a line to the system's log, or drop it: what waits for a log that is full waits for ever."""
+    # Not the module syslog: it waits.
+    moment = time.strftime("%b %e %H:%M:%S")
+    line = f"<{_DAEMON | priority}>{moment} {IDENTIFIER}[{os.getpid()}]: {text}"
+    try:
+        log = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK)
+        try:
+            log.sendto(line.encode(), LOG)
+        finally:
+            log.close()
+    except (OSError, ValueError):
+        pass  # a hand-over does not depend on the log
 
 
 def _written(value: str) -> str:

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 from virtpass.binding.holders import holders
 from virtpass.binding.journal import journals, read_journal
+from virtpass.binding.reservations import is_stale
 from virtpass.pci.address import PciAddress
+from virtpass.pci.functions import PhysicalFunction, physical_function
 from virtpass.pci.identity import Identity
 from virtpass.pci.inventory import Device, Inventory, read_device, read_inventory
 from virtpass.pci.isolation import Verdict, judge
+from virtpass.pci.mediated import MediatedDevice, MediatedType, mediated_devices, mediated_types
 from virtpass.pci.names import Name, device_names
 from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
@@ -22,12 +25,15 @@ class DeviceReport:
         name: what the hardware database calls it.
         verdict: whether it can be given to a domain, together with its card.
         lent_to: name of the domain that has borrowed it, None when none has.
+        is_left: whether that domain has certainly ended without giving it back; the next start that needs the
+            device takes it all the same.
     """
 
     device: Device
     name: Name
     verdict: Verdict
     lent_to: str | None
+    is_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,9 @@ class DeviceDetails:
         card: all functions of its slot that go together.
         reset_methods: how the kernel can reset it, first choice first; empty for not at all.
         used_by: processes that have it open, as (process id, program, device node).
+        functions: the virtual functions that it can have, and has; None when it can have none.
+        mediated_types: the types of mediated devices that it offers.
+        mediated: the mediated devices that are made of it.
     """
 
     report: DeviceReport
@@ -49,6 +58,9 @@ class DeviceDetails:
     card: tuple[PciAddress, ...]
     reset_methods: tuple[str, ...]
     used_by: tuple[tuple[int, str, str], ...]
+    functions: PhysicalFunction | None
+    mediated_types: tuple[MediatedType, ...]
+    mediated: tuple[MediatedDevice, ...]
 
 
 def list_devices(host: Host) -> list[DeviceReport]:
@@ -79,19 +91,22 @@ def show_device(host: Host, address: PciAddress) -> DeviceDetails:
         card=inventory.card(address),
         reset_methods=tuple((host.read(f"/sys/bus/pci/devices/{address}/reset_method") or "").split()),
         used_by=tuple(holders(host, [address])),
+        functions=physical_function(host, address),
+        mediated_types=mediated_types(host, address),
+        mediated=tuple(one for one in mediated_devices(host) if one.parent == address),
     )
 
 
 def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
     """Return devices of an inventory with names, verdicts and borrowers."""
     names = device_names(inventory.host, devices)
-    lent = lent_devices(inventory.host)
+    lent = _borrowed(inventory.host)
     return [
         DeviceReport(
             device,
             names.get(device.address, Name()),
             judge(inventory, device.address),
-            lent.get(device.address),
+            *lent.get(device.address, (None, False)),
         )
         for device in devices
     ]
@@ -99,12 +114,18 @@ def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
 
 def lent_devices(host: Host) -> dict[PciAddress, str]:
     """Return the names of the domains that have borrowed something; an unreadable record counts as none."""
+    return {address: name for address, (name, _) in _borrowed(host).items()}
+
+
+def _borrowed(host: Host) -> dict[PciAddress, tuple[str, bool]]:
+    """Return who has borrowed what, and whether that domain has certainly ended."""
     lent = {}
     for uuid in journals(host):
         try:
             journal = read_journal(host, uuid)
         except VirtpassError:
             continue
-        for home in journal.homes if journal else ():
-            lent[home.address] = journal.name if journal else uuid
+        if journal is not None:
+            is_left = is_stale(host, journal)
+            lent.update({home.address: (journal.name, is_left) for home in journal.homes})
     return lent

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from virtpass.binding import engine
+from virtpass.binding import engine, reservations
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
 from virtpass.operations.locking import locked
-from virtpass.pci import sysfs
 from virtpass.system.errors import VirtpassError, one_line
 from virtpass.system.host import Host
+
+# Effects that are undone by starting services: of the system, and of users who are not logged in at boot.
+_SERVICES = ("unit", "user-units")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,22 @@ class Recovery:
 
 
 def recover(
-    host: Host, ask_active: Callable[[], Collection[str] | None], *, dry_run: bool = False
+    host: Host,
+    ask_active: Callable[[], Collection[str] | None],
+    *,
+    dry_run: bool = False,
+    at_boot: bool = False,
 ) -> list[Recovery]:
     """Give back what belongs to no running domain.
 
     Args:
         host: the host.
         ask_active: returns the UUIDs of the running domains, or None when there is no libvirt daemon that
-            knows; whether a process has the devices open decides then. An error of it ends the recovery.
+            knows; what the kernel and the record say decides then (`virtpass.binding.reservations`). An error
+            of it ends the recovery.
         dry_run: change nothing.
+        at_boot: services that were stopped are left to systemd, which is about to start them: to wait for
+            them would be to wait for ourselves.
 
     Raises:
         VirtpassError: the records cannot be reached, or libvirt does not answer.
@@ -51,10 +60,10 @@ def recover(
         return []
     active = ask_active()
     if dry_run:
-        return [_recover(host, uuid, active, dry_run=True) for uuid in journals(host)]
+        return [_recover(host, uuid, active, dry_run=True, at_boot=at_boot) for uuid in journals(host)]
     with locked(host):
         return [
-            _recover(host, uuid, active, dry_run=False)
+            _recover(host, uuid, active, dry_run=False, at_boot=at_boot)
             if known.get(uuid) == _version(host, uuid)
             else Recovery(uuid, "", "running", (), ())
             for uuid in journals(host)
@@ -65,7 +74,9 @@ def _version(host: Host, uuid: str) -> tuple[int, int] | None:
     return host.version(f"{DIRECTORY}/{uuid}")
 
 
-def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: bool) -> Recovery:
+def _recover(
+    host: Host, uuid: str, active: Collection[str] | None, *, dry_run: bool, at_boot: bool
+) -> Recovery:
     try:
         journal = read_journal(host, uuid)
         if journal is None:
@@ -74,9 +85,16 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
             return Recovery(uuid, journal.name, "running", (), ())
         now, problems = engine.present_state(host, journal)
         moves = map(str, engine.steps_to_give_back(journal.homes, now))
-        steps = (*moves, *(f"undo {' '.join(effect)}" for effect in reversed(journal.effects)))
+        left_out = [effect for effect in journal.effects if at_boot and effect[0] in _SERVICES]
+        undone = [effect for effect in reversed(journal.effects) if effect not in left_out]
+        steps = (*moves, *(f"undo {' '.join(effect)}" for effect in undone))
         if dry_run:
             return Recovery(uuid, journal.name, "pending", steps, _lines(problems))
+        if active is not None:
+            # Should this be cut off, the next start that needs a device need not ask again.
+            journal.mark_ended()
+        if left_out:
+            journal.mark_undone(left_out)
         problems = engine.give_back(host, journal)
         state = "failed" if engine.lasting(problems) else "recovered"
         return Recovery(uuid, journal.name, state, steps, _lines(problems))
@@ -90,7 +108,7 @@ def _recover(host: Host, uuid: str, active: Collection[str] | None, *, dry_run: 
 def _is_running(host: Host, journal: Journal, active: Collection[str] | None) -> bool:
     if active is not None:
         return journal.uuid in active
-    return any(sysfs.group_is_open(host, home.address) for home in journal.homes)
+    return reservations.may_be_needed(host, journal)
 
 
 def _lines(problems: list[VirtpassError]) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from virtpass.binding import display, engine, nvidia, steps
+from virtpass.binding import attributes, audio, display, engine, nvidia, power, services, steps
 from virtpass.hook.checks import Checked, check
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
 from virtpass.system.errors import RefusedError, VirtpassError
 from virtpass.system.host import Host
 
@@ -17,10 +18,12 @@ class RehearsedStep:
     Attributes:
         text: what is done, one sentence without a full stop.
         bound: seconds after which it would be given up; None where it takes next to no time.
+        is_undone: whether it is undone when the domain stops.
     """
 
     text: str
     bound: float | None = None
+    is_undone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,14 @@ class Rehearsal:
         uuid: its UUID.
         steps: what would be done, in order; empty when the start would be refused.
         problem: why it would be refused; None when it would not.
+        warning: what the host loses while the domain runs; empty for nothing.
     """
 
     name: str
     uuid: str
     steps: tuple[RehearsedStep, ...]
     problem: VirtpassError | None
+    warning: str = ""
 
 
 def rehearse(host: Host, xml: str) -> Rehearsal:
@@ -60,9 +65,10 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
         )
     try:
         checked = check(host, request, loads=False)
+        found = tuple(_steps(host, request, checked))
     except VirtpassError as error:
         return Rehearsal(request.name, request.uuid, (), error)
-    return Rehearsal(request.name, request.uuid, tuple(_steps(host, request, checked)), None)
+    return Rehearsal(request.name, request.uuid, found, None, checked.warning)
 
 
 def _steps(host: Host, request: Request, checked: Checked) -> list[RehearsedStep]:
@@ -71,16 +77,38 @@ def _steps(host: Host, request: Request, checked: Checked) -> list[RehearsedStep
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
     if checked.tuning is not None:
-        found += [RehearsedStep(sentence) for sentence in checked.tuning.sentences]
+        found += [
+            RehearsedStep(sentence, bound or None) for sentence, bound in checked.tuning.bounded_sentences
+        ]
     found += [RehearsedStep(f"run {path}", steps.DEADLINE) for path in steps.programs(host, steps.PREPARE)]
+    awake = attributes.different(host, power.wanted(host, lent))
+    found += [RehearsedStep(f"set {path} to {value}", attributes.DEADLINE) for path, value in awake]
     if checked.hands_over:
-        units, sessions = display.stoppable(host, lent)
-        found += [RehearsedStep(f"stop {unit}", display.STOP_DEADLINE) for unit in units]
-        found += [RehearsedStep(f"end session {one}", display.STOP_DEADLINE) for one in sessions]
-        if units or sessions:
-            wait = float(checked.policy.wait)
-            found.append(RehearsedStep("wait until nobody uses the devices any more", wait))
+        found += _desktop(host, lent, float(checked.policy.wait))
         found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in nvidia.loaded(host, lent)]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
     moves = engine.steps_to_lend(engine.homes(host, lent), free)
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
+
+
+def _desktop(host: Host, lent: list[PciAddress], wait: float) -> list[RehearsedStep]:
+    """Return how the desktop would let go."""
+    found = []
+    units, sessions, listeners = display.stoppable(host, lent)
+    if units:
+        along = services.taken_along(host, units)
+        more = f", and with {'it' if len(units) == 1 else 'them'} {', '.join(along)}" if along else ""
+        found.append(RehearsedStep(f"stop {', '.join(units)}{more}", services.STOP_DEADLINE))
+    for user in listeners:
+        names = ", ".join(audio.running(host, user))
+        found.append(RehearsedStep(f"stop {names} of user {user}", audio.DEADLINE))
+    if sessions:
+        text = f"end session {', '.join(sessions)}: what is not saved in it is lost"
+        found.append(RehearsedStep(text, display.SESSION_DEADLINE, is_undone=False))
+    if found:
+        found.append(RehearsedStep("wait until nobody uses the devices any more", wait))
+    consoles = attributes.different(host, display.consoles(host, lent))
+    found += [
+        RehearsedStep(f"take the consoles off the card ({path})", attributes.DEADLINE) for path, _ in consoles
+    ]
+    return found

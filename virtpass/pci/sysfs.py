@@ -7,11 +7,14 @@ from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity, serial_number
 from virtpass.system.errors import NotFoundError, UsageError
 from virtpass.system.host import Host
+from virtpass.system.worker import NoAnswer
 
 DEVICES = "/sys/bus/pci/devices"
 DRIVERS = "/sys/bus/pci/drivers"
 GROUPS = "/sys/kernel/iommu_groups"
-_HEADER_BYTES = 64
+_HEADER_BYTES, _CONFIG_BYTES = 64, 4096
+# Seconds. A device that sleeps without power takes part of one to wake.
+_CONFIG_DEADLINE = 10.0
 NO_ANSWER = 0x7F
 # The proprietary driver, which needs care of its own.
 NVIDIA = "nvidia"
@@ -61,17 +64,35 @@ def identity(host: Host, address: PciAddress) -> Identity:
         (number(host, address, attribute) or 0) & 0xFFFF
         for attribute in ("vendor", "device", "subsystem_vendor", "subsystem_device")
     )
-    serial = serial_number(host.read_bytes(device_path(address) + "/config") or b"")
+    try:
+        serial = serial_number(_config(host, address, _CONFIG_BYTES))
+    except OSError:
+        serial = ""
     return Identity(vendor, device, board_vendor, board, serial)
 
 
 def header_type(host: Host, address: PciAddress) -> int | None:
     """Return the header type: 0 endpoint, 1 bridge, 2 CardBus bridge; None when it cannot be read.
 
-    A device that does not answer any more reads as 0x7f.
+    A device that does not answer any more reads as 0x7f, whether it is gone from the bus or its driver
+    holds its lock.
     """
-    config = host.read_bytes(device_path(address) + "/config", _HEADER_BYTES) or b""
+    try:
+        config = _config(host, address, _HEADER_BYTES)
+    except NoAnswer:
+        return NO_ANSWER
+    except OSError:
+        return None
     return config[0x0E] & 0x7F if len(config) > 0x0E else None
+
+
+def _config(host: Host, address: PciAddress, size: int) -> bytes:
+    """Read the beginning of a device's configuration space; the kernel wakes the device for it.
+
+    Raises:
+        OSError: it cannot be read, or (NoAnswer) its driver does not let it wake.
+    """
+    return host.read_device(f"{device_path(address)}/config", size, _CONFIG_DEADLINE)
 
 
 def group(host: Host, address: PciAddress) -> int | None:

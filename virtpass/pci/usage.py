@@ -113,6 +113,10 @@ def _network(host: Host) -> list[tuple[PciAddress, str]]:
         if len(fields) == 10 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
             interfaces.append(fields[9])
     found = []
+    for interface in host.names("/sys/class/net"):
+        if (above := host.link_name(f"/sys/class/net/{interface}/master")) is not None:
+            address = controller(host.real_path(f"/sys/class/net/{interface}"))
+            found += [(address, f"is a port of {above} ({interface})")] if address is not None else []
     for interface in dict.fromkeys(interfaces):
         phrase = f"carries the default route ({interface})"
         found += [(address, phrase) for address in _interface_controllers(host, interface, set())]

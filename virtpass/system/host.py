@@ -10,9 +10,11 @@ import stat
 import time
 
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
-from virtpass.system.worker import Worker
+from virtpass.system.worker import NoAnswer, Worker
 
 _MAX_READ = 1 << 20
+# Of files of our own: more than any is let grow to.
+MAX_OWN = 16 << 20
 # What the names of our temporary files begin with; nothing runs or reads files of such a name.
 TEMPORARY = ".virtpass-"
 
@@ -24,6 +26,10 @@ _PRIVATE_MODE = 0o600
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Of the programs that are run.
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+# Seconds in which a device node opens, or is taken for one that is in use.
+_OPEN_DEADLINE = 10.0
+# Processes that fit into one request to the child.
+_AT_ONCE = 4000
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
@@ -138,15 +144,6 @@ class Host:
             return None
         return f"{os.major(number)}:{os.minor(number)}" if number else None
 
-    def is_claimed(self, path: str) -> bool:
-        """Tell whether somebody uses a block device for himself alone; False when it cannot be asked."""
-        try:
-            flags = os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC
-            os.close(os.open(self._resolved(path), flags))
-        except OSError as error:
-            return error.errno == errno.EBUSY
-        return False
-
     def exists(self, path: str) -> bool:
         """Tell whether there is anything at ``path``, a dangling link included."""
         try:
@@ -163,11 +160,19 @@ class Host:
             path: the attribute.
             deadline: how long to wait, in seconds.
 
+        Returns:
+            its content without white space around it.
+
         Raises:
             NoAnswer: the kernel did not answer within the deadline.
             OSError: the kernel refused.
         """
-        return self._attributes().read(self._resolved(path), deadline)
+        content = self._attributes().read(self._resolved(path), deadline)
+        return content.decode("utf-8", "surrogateescape").strip()
+
+    def read_device(self, path: str, limit: int, deadline: float) -> bytes:
+        """Read the beginning of a binary attribute, such as ``config``; errors as `read_attribute`."""
+        return self._attributes().read(self._resolved(path), deadline, limit)
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:
         """Write a sysfs attribute in a child process, which is never killed.
@@ -177,21 +182,52 @@ class Host:
         """
         self._attributes().write(self.path(path), value, deadline)
 
-    def _attributes(self) -> Worker:
-        if self._worker is None or self._worker.is_lost:
-            self._worker = Worker()
-        return self._worker
+    def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
+        """Return which processes have device nodes mapped, with one node for each.
+
+        Args:
+            processes: their numbers; those that this user may not ask are left out.
+            nodes: paths of device nodes.
+            deadline: seconds to wait; a process that is stuck with its memory map locked answers nobody.
+
+        Raises:
+            NoAnswer, OSError: as `read_attribute`.
+        """
+        end = time.monotonic() + deadline
+        found: list[str] = []
+        for first in range(0, len(processes), _AT_ONCE):
+            some = processes[first : first + _AT_ONCE]
+            left = max(end - time.monotonic(), 0.0)
+            found += self._attributes().search(self.path("/proc"), some, nodes, left)
+        return {number: node for number, _, node in (line.partition(" ") for line in found)}
+
+    def is_claimed(self, path: str) -> bool:
+        """Tell whether somebody uses a block device for himself alone; False when it cannot be asked.
+
+        A disk that does not answer is in use: its driver is still at work for somebody.
+        """
+        return self._is_busy(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
 
     def device_node_is_busy(self, path: str) -> bool:
         """Tell whether somebody has a VFIO group open: the kernel lets only one open it.
 
         A second open fails with EBUSY (vfio_group_fops_open in the kernel's drivers/vfio/group.c).
         """
+        return self._is_busy(path, os.O_RDWR | os.O_NONBLOCK)
+
+    def _is_busy(self, path: str, flags: int) -> bool:
         try:
-            os.close(os.open(self._resolved(path), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+            resolved = self._resolved(path)
+            if os.path.exists(resolved):
+                self._attributes().open(resolved, flags, _OPEN_DEADLINE)
         except OSError as error:
-            return error.errno == errno.EBUSY
+            return isinstance(error, NoAnswer) or error.errno == errno.EBUSY
         return False
+
+    def _attributes(self) -> Worker:
+        if self._worker is None or self._worker.is_lost:
+            self._worker = Worker()
+        return self._worker
 
     def run(self, argv: list[str], deadline: float) -> int | None:
         """Run a program without input and output and return its exit status.
@@ -314,6 +350,7 @@ class Host:
         Raises:
             RefusedError: it is not a regular file, or not root's.
             PermissionDeniedError: this user may not read it.
+            FailedError: it is too large to be ours.
         """
         try:
             parent = self.open_directory(directory)
@@ -333,7 +370,11 @@ class Host:
             state = os.fstat(descriptor)
             if not stat.S_ISREG(state.st_mode) or not _is_own(state):
                 raise RefusedError("unsafe-file", f"{directory}/{name} is not a regular file of root")
-            return file.read(_MAX_READ)
+            content = file.read(MAX_OWN + 1)
+            if len(content) > MAX_OWN:
+                # A part of it would pass for the whole.
+                raise FailedError("file-size", f"{directory}/{name} is larger than {MAX_OWN >> 20} MiB")
+            return content
 
     def append_own(self, directory: str, name: str, content: bytes) -> None:
         """Append to one of our own files and wait until it is on disk."""

@@ -109,6 +109,10 @@ class Domain:
         """Return the XML that the next start uses, without passwords: to be shown, never to be defined."""
         return self._xml(_binding().VIR_DOMAIN_XML_INACTIVE)
 
+    def live_xml(self) -> str:
+        """Return the XML of a running domain as it is now, without passwords."""
+        return self._xml(0)
+
     def _xml(self, flags: int) -> str:
         return self._connection.ask(lambda: self._handle.XMLDesc(flags), f"reading domain '{self.name}'")
 

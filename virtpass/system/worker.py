@@ -1,8 +1,9 @@
-"""A child process for sysfs accesses that may block in a driver for ever.
+"""A child process for accesses that may block in a driver for ever.
 
-A write to ``unbind`` runs the driver's remove function in the writer, under the device's lock. When that
-hangs, a signal makes it worse (the kernel then waits uninterruptibly), so the child is never killed: it is
-left behind with no lock, no descriptor and no terminal of its parent.
+A write to ``unbind`` runs the driver's remove function in the writer, under the device's lock; reading
+``config`` waits for that lock too, and opening a disk for its driver. When that hangs, a signal makes it
+worse (the kernel then waits uninterruptibly), so the child is never killed: it is left behind with no lock,
+no descriptor and no terminal of its parent.
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -11,7 +12,14 @@ import errno
 import os
 import select
 
-_LIMIT = 4096
+# What a pipe takes at once: neither side waits for the other while it sends.
+_LIMIT = 60000
+_HEADER = 4
+
+# How a child is called in /proc: this, and the number of its parent. One with another parent lost its own.
+COMMAND = "virtpass"
+
+_READ, _WRITE, _OPEN, _SEARCH = b"r", b"w", b"o", b"s"
 
 
 class NoAnswer(OSError):
@@ -19,7 +27,7 @@ class NoAnswer(OSError):
 
 
 class Worker:
-    """One child process that reads and writes attributes, one at a time."""
+    """One child process that makes accesses, one at a time."""
 
     def __init__(self) -> None:
         requests, self._requests = os.pipe()
@@ -32,32 +40,55 @@ class Worker:
         os.close(requests)
         os.close(answers)
 
-    def read(self, path: str, deadline: float) -> str:
+    def read(self, path: str, deadline: float, limit: int = 4096) -> bytes:
         """Read an attribute.
 
         Args:
             path: where it is on this machine.
             deadline: seconds to wait for the answer.
+            limit: how many bytes at most.
 
         Returns:
-            its content without white space around it.
+            its content.
 
         Raises:
             NoAnswer: after the deadline; the worker is lost then.
             OSError: the kernel refused.
         """
-        return self._ask(b"r", path, "", deadline)
+        return self._ask(_READ, path, str(limit), deadline)
 
     def write(self, path: str, value: str, deadline: float) -> None:
         """Write an attribute; arguments and errors as in `read`."""
-        self._ask(b"w", path, value, deadline)
+        self._ask(_WRITE, path, value, deadline)
 
-    def _ask(self, kind: bytes, path: str, value: str, deadline: float) -> str:
+    def open(self, path: str, flags: int, deadline: float) -> None:
+        """Open a node and close it again; arguments and errors as in `read`."""
+        self._ask(_OPEN, path, str(flags), deadline)
+
+    def search(self, directory: str, processes: list[str], ends: list[str], deadline: float) -> list[str]:
+        """Look for lines in the mappings of processes.
+
+        Args:
+            directory: where /proc is on this machine.
+            processes: their numbers.
+            ends: how lines may end, each without white space in front.
+            deadline: seconds to wait for the answer.
+
+        Returns:
+            for each process that has such a line its number and the end, separated by a blank.
+
+        Raises:
+            NoAnswer, OSError: as in `read`.
+        """
+        asked = "\n".join((" ".join(processes), *ends))
+        return os.fsdecode(self._ask(_SEARCH, directory, asked, deadline)).splitlines()
+
+    def _ask(self, kind: bytes, path: str, value: str, deadline: float) -> bytes:
         request = b"\0".join((kind, os.fsencode(path), os.fsencode(value)))
         if len(request) > _LIMIT:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
         try:
-            os.write(self._requests, request)
+            os.write(self._requests, _framed(request))
         except OSError:
             self._lose()
             raise
@@ -66,19 +97,37 @@ class Worker:
         if not poll.poll(deadline * 1000):
             self._lose()
             raise NoAnswer(errno.ETIMEDOUT, f"no answer within {deadline:.0f} s", path)
-        answer = os.read(self._answers, _LIMIT)
+        answer = _received(self._answers)
         if not answer:
             self._lose()
             raise OSError(errno.EPIPE, "the process that accesses sysfs ended", path)
-        number, _, text = answer.partition(b"\0")
+        number, _, content = answer.partition(b"\0")
         if code := int(number):
             raise OSError(code, os.strerror(code), path)
-        return text.decode("utf-8", "surrogateescape").strip()
+        return content
 
     def _lose(self) -> None:
         self.is_lost = True
         os.close(self._requests)
         os.close(self._answers)
+
+
+def _framed(content: bytes) -> bytes:
+    return len(content).to_bytes(_HEADER, "little") + content
+
+
+def _received(descriptor: int) -> bytes:
+    """Return the next message; empty when there will be none."""
+    content = b""
+    wanted = _HEADER
+    while len(content) < wanted:
+        chunk = os.read(descriptor, wanted - len(content))
+        if not chunk:
+            return b""
+        content += chunk
+        if len(content) == _HEADER:
+            wanted = _HEADER + int.from_bytes(content, "little")
+    return content[_HEADER:]
 
 
 def _serve(requests: int, answers: int, parent: int) -> None:
@@ -93,26 +142,57 @@ def _serve(requests: int, answers: int, parent: int) -> None:
         os.closerange(3, kept[0])
         os.closerange(kept[0] + 1, kept[1])
         os.closerange(kept[1] + 1, os.sysconf("SC_OPEN_MAX"))
-        while request := os.read(requests, _LIMIT):
+        _call_itself(f"{COMMAND}{parent}")
+        while request := _received(requests):
             # Whoever asked and was killed holds the lock no more: nothing may be written any more.
             if os.getppid() != parent:
                 break
             kind, path, value = request.split(b"\0", 2)
-            os.write(answers, _access(kind, path, value))
+            os.write(answers, _framed(_answer(kind, path, value)))
     finally:
         os._exit(0)
 
 
-def _access(kind: bytes, path: bytes, value: bytes) -> bytes:
+def _call_itself(name: str) -> None:
     try:
-        descriptor = os.open(path, (os.O_WRONLY if kind == b"w" else os.O_RDONLY) | os.O_CLOEXEC)
-        try:
-            if kind == b"r":
-                return b"0\0" + os.read(descriptor, _LIMIT - 2)
-            # One write: sysfs takes each write as a whole value.
-            os.write(descriptor, value)
-            return b"0\0"
-        finally:
-            os.close(descriptor)
+        descriptor = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(descriptor, name.encode())
+        os.close(descriptor)
+    except OSError:
+        pass  # only those who look for it after a crash miss it
+
+
+def _answer(kind: bytes, path: bytes, value: bytes) -> bytes:
+    try:
+        if kind == _SEARCH:
+            return b"0\0" + _search(path, *value.split(b"\n"))[:_LIMIT]
+        return b"0\0" + _access(kind, path, value)
     except OSError as error:
         return b"%d\0" % (error.errno or errno.EIO)
+
+
+def _access(kind: bytes, path: bytes, value: bytes) -> bytes:
+    flags = {_READ: os.O_RDONLY, _WRITE: os.O_WRONLY}.get(kind)
+    descriptor = os.open(path, (int(value) if flags is None else flags) | os.O_CLOEXEC)
+    try:
+        if kind == _READ:
+            return os.read(descriptor, min(int(value), _LIMIT))
+        if kind == _WRITE:
+            # One write: sysfs takes each write as a whole value.
+            os.write(descriptor, value)
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _search(directory: bytes, processes: bytes, *ends: bytes) -> bytes:
+    found = []
+    wanted = [(end, b" " + end + b"\n") for end in ends]
+    for process in processes.split():
+        try:
+            with open(b"%s/%s/maps" % (directory, process), "rb") as file:
+                content = file.read()
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        found += [process + b" " + end for end, line in wanted if line in content][:1]
+    return b"\n".join(found)

@@ -1,0 +1,157 @@
+"""Drivers that do not answer, and accesses of killed hooks that are still on their way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.binding.test_display import DEVICES, Desktop, begun, hand_over
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, domain_xml
+from virtpass.binding import attributes, effects, engine, nvidia, power
+from virtpass.binding.journal import Journal, journals
+from virtpass.hook.entry import run
+from virtpass.system.errors import FailedError
+
+Captured = pytest.CaptureFixture[str]
+ORPHAN = 7_000_100
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desktop:
+    return Desktop(desktop(os.fspath(tmp_path)).root)
+
+
+def refused(host: SimulatedHost, capfd: Captured) -> str:
+    before = host.state()
+    assert run(host, "prepare", domain_xml(CARD, AUDIO)) == 1
+    assert (host.calls, host.state(), journals(host)) == ([], before, [])
+    return capfd.readouterr().err
+
+
+def test_a_card_whose_driver_does_not_let_it_wake(host: SimulatedHost, capfd: Captured) -> None:
+    host.silent.add(f"/sys/bus/pci/devices/{CARD}/config")
+    assert f"{CARD} does not answer any more" in refused(host, capfd)
+
+
+def test_a_device_below_whose_driver_holds_its_lock(host: SimulatedHost, capfd: Captured) -> None:
+    node = f"/sys/bus/pci/devices/{CARD}/drm/card0"
+    host.put(f"{node}/dev", "226:0\n")
+    host.silent.add(f"{node}/uevent")
+    assert f"{node}/uevent cannot be read: a driver holds it" in refused(host, capfd)
+
+
+def test_a_device_that_is_known_to_be_stuck_is_refused_before_all_else(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    engine.mark_stuck(host, CARD, "unbind")
+    host.silent.add(f"/sys/bus/pci/devices/{CARD}/config")
+    assert f"a driver hangs with {CARD}" in refused(host, capfd)
+
+
+def test_consoles_that_do_not_answer_make_the_start_fail(desk: Desktop) -> None:
+    real = desk.real_path(f"/sys/bus/pci/devices/{CARD}")
+    desk.put(f"{real}/graphics/fb0/dev", "29:0\n")
+    desk.link("/sys/class/graphics/fb0", f"{real}/graphics/fb0")
+    desk.put("/sys/class/vtconsole/vtcon1/name", "(M) frame buffer device\n")
+    desk.put("/sys/class/vtconsole/vtcon1/bind", "1\n")
+    desk.silent.add("/sys/class/vtconsole/vtcon1/bind")
+    journal = begun(desk)
+    with pytest.raises(FailedError, match="vtcon1/bind cannot be read"):
+        hand_over(desk, journal)
+    assert journal.effects == []
+
+
+def test_an_attribute_that_does_not_answer_stays_on_record(desk: Desktop) -> None:
+    path = f"/sys/bus/pci/devices/{CARD}/power/control"
+    desk.put(path, "auto\n")
+    journal = begun(desk)
+    power.keep_awake(desk, journal, DEVICES)
+    desk.silent.add(path)
+    assert [one.reference for one in effects.undo(desk, journal)] == ["no-answer"]
+    assert journal.effects == [(attributes.ATTRIBUTE, path, "auto", "on")]
+    desk.silent.clear()
+    assert effects.undo(desk, journal) == []
+    assert desk.read(path) == "auto"
+
+
+# on their way
+
+
+def test_a_module_on_its_way_out_is_loaded_again_when_it_is_out(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("/sys/module/nvidia/initstate", "going\n")
+    looks = [3]
+    read = desk.read
+
+    def look(path: str) -> str | None:
+        if path == "/sys/module/nvidia/initstate":
+            looks[0] -= 1
+            if looks[0] == 0:
+                shutil.rmtree(desk.path("/sys/module/nvidia"))
+        return read(path)
+
+    monkeypatch.setattr(desk, "read", look)
+    nvidia.load_again(desk, ("nvidia",))
+    assert desk.programs == ["modprobe -- nvidia"]
+
+
+def test_an_rmmod_that_has_not_come_to_the_kernel_is_waited_for(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("/sys/module/nvidia/initstate", "live\n")
+    desk.put("/proc/7000200/comm", "rmmod\n")
+    desk.put("/proc/7000200/cmdline", b"/sbin/rmmod\0--\0nvidia\0")
+    monkeypatch.setattr(nvidia, "DEADLINE", 0.1)
+    with pytest.raises(FailedError, match="nvidia is still on its way"):
+        nvidia.load_again(desk, ("nvidia",))
+    # One that removes another module is none of its business.
+    desk.put("/proc/7000200/cmdline", b"/sbin/rmmod\0--\0nvidia_uvm\0")
+    nvidia.load_again(desk, ("nvidia",))
+    assert desk.programs == []
+
+
+def orphan(host: SimulatedHost, parent: int, *, state: str = "D", age: int = 2) -> None:
+    started = (1000 - age) * os.sysconf("SC_CLK_TCK")
+    host.put("/proc/uptime", "1000.25 3000.00\n")
+    host.put(f"/proc/{ORPHAN}/comm", "virtpass4711\n")
+    host.put(f"/proc/{ORPHAN}/stat", f"{ORPHAN} (virtpass4711) {state} {parent} {'0 ' * 17}{started} 0 0\n")
+
+
+def seconds_to_give_back(host: SimulatedHost) -> float:
+    journal = Journal(host, GUEST, "guest")
+    journal.begin(engine.homes(host, [NIC]))
+    began = time.monotonic()
+    assert engine.give_back(host, journal) == []
+    return time.monotonic() - began
+
+
+def test_the_last_write_of_a_killed_hook_is_waited_for(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ORPHANS", 0.4)
+    orphan(host, 1)
+    assert seconds_to_give_back(host) >= 0.4
+
+
+@pytest.mark.parametrize(("parent", "state", "age"), [(4711, "D", 2), (1, "Z", 2), (1, "D", 900)])
+def test_a_child_with_its_parent_one_that_has_ended_and_one_that_hangs_are_not(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, parent: int, state: str, age: int
+) -> None:
+    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    orphan(host, parent, state=state, age=age)
+    assert seconds_to_give_back(host) < 4
+
+
+def test_where_a_device_is_stuck_its_child_is_not_waited_for_long(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    monkeypatch.setattr(engine, "_STUCK_ORPHANS", 0.1)
+    engine.mark_stuck(host, CARD, "unbind")
+    orphan(host, 1)
+    assert 0.1 <= seconds_to_give_back(host) < 4

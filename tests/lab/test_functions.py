@@ -1,0 +1,147 @@
+"""Virtual functions of an emulated 82576, whose driver is the kernel's igb.
+
+Mediated devices are simulated only (tests/operations): Debian's kernels have no driver that offers any
+without hardware, for they come without the kernel's samples (mtty, mdpy, mbochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import topology
+from .guest import Guest
+from .machine import Machine
+from .virtpass import journals, read_json, virtpass
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CARD = topology.PLUGGED
+# The 82576 numbers its functions from 16:0 on, two apart.
+FIRST, SECOND, THIRD = (CARD.replace("00.0", place) for place in ("10.0", "10.2", "10.4"))
+DEVICE = f"/sys/bus/pci/devices/{CARD}"
+RECORD = f"/etc/virtpass/functions.d/{CARD}"
+UNIT = "virtpass-functions.service"
+# Of the function, not of the card.
+IDS = "8086:10ca"
+
+
+@pytest.fixture(scope="module")
+def card(machine: Machine) -> Iterator[Machine]:
+    """The machine with such a card in it, and with the hook."""
+    machine.plug("igb", "igb1", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "igb has the card")
+    virtpass(machine, "hook", "install").check()
+    yield machine
+    machine.unplug("igb1")
+    machine.wait_until(lambda: CARD not in machine.pci(), "the card is gone")
+
+
+def has_driver(machine: Machine) -> bool:
+    return CARD in machine.pci() and machine.driver(CARD) == "igb"
+
+
+def attribute(machine: Machine, name: str) -> str:
+    return machine.get(f"{DEVICE}/{name}").decode().strip()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(card: Machine) -> Iterator[None]:
+    """Whatever a test does, the card is afterwards what it was before."""
+    before = (card.state(), attribute(card, "sriov_drivers_autoprobe"))
+    yield
+    virtpass(card, "device", "functions", CARD, "0", "--persistent").check()
+    assert (card.state(), attribute(card, "sriov_drivers_autoprobe")) == before
+    assert journals(card) == []
+    assert card.run(["test", "-e", RECORD]).status == 1
+
+
+def functions(machine: Machine) -> list[str]:
+    """Return the functions as virtpass shows them, after seeing that the kernel has the same."""
+    shown = read_json(machine, "device", "show", CARD)["virtual_functions"]
+    found: list[str] = shown["addresses"]
+    assert shown["count"] == len(found) == int(attribute(machine, "sriov_numvfs"))
+    assert set(found) == {address for address in machine.pci() if address.startswith(CARD[:8])} - {CARD}
+    return found
+
+
+def test_functions_come_without_a_driver_and_go(card: Machine) -> None:
+    assert read_json(card, "device", "show", CARD)["virtual_functions"]["total"] == 7
+    planned = virtpass(card, "device", "functions", CARD, "2", "--dry-run").check().text
+    assert planned.splitlines() == [
+        f"{CARD}: write 0 to sriov_drivers_autoprobe",
+        f"{CARD}: write 2 to sriov_numvfs",
+    ]
+    assert functions(card) == []
+    virtpass(card, "device", "functions", CARD, "2").check()
+    assert functions(card) == [FIRST, SECOND]
+    # Also when udev has had its turn, igbvf has not taken them.
+    card.run(["udevadm", "settle"]).check()
+    assert [card.driver(one) for one in (FIRST, SECOND)] == ["", ""]
+    assert card.driver(CARD) == "igb"
+    assert [group for group in card.groups().values() if FIRST in group] == [{FIRST}]
+    verdicts = {one["address"]: one["verdict"] for one in read_json(card, "devices")}
+    assert (verdicts[CARD], verdicts[FIRST]) == ("blocked", "ready")
+    virtpass(card, "device", "functions", CARD, "3").check()
+    assert functions(card) == [FIRST, SECOND, THIRD]
+    refused = virtpass(card, "device", "functions", CARD, "8")
+    assert (refused.status, refused.error_text.count("\n")) == (4, 1)
+    assert functions(card) == [FIRST, SECOND, THIRD]
+    virtpass(card, "device", "functions", CARD, "0").check()
+    assert functions(card) == []
+
+
+def test_a_function_goes_to_a_guest_and_comes_back(card: Machine, guest: Guest) -> None:
+    virtpass(card, "device", "functions", CARD, "2").check()
+    before = card.state()
+    virtpass(card, "domain", "attach", guest.name, SECOND).check()
+    guest.start().check()
+    assert (card.driver(FIRST), card.driver(SECOND)) == ("", "vfio-pci")
+    for count in ("0", "1"):
+        refused = virtpass(card, "device", "functions", CARD, count)
+        assert refused.status == 4
+        assert SECOND in refused.error_text
+    assert functions(card) == [FIRST, SECOND]
+    assert IDS in [seen.ids for seen in guest.wait_ready().values()]
+    guest.destroy()
+    card.wait_until(lambda: card.state() == before, "the function is as it was")
+
+
+def test_a_function_of_a_domain_that_is_not_ours_stays(card: Machine) -> None:
+    """Whoever has the group open, virtpass has no record of it."""
+    virtpass(card, "device", "functions", CARD, "1").check()
+    virtpass(card, "device", "detach", FIRST).check()
+    group = card.pci()[FIRST].group
+    holder = card.begin(["sh", "-c", f"exec 3<>/dev/vfio/{group}; echo held > /run/held; exec sleep 600"])
+    try:
+        card.wait_until(lambda: card.run(["test", "-s", "/run/held"]).status == 0, "the group is open")
+        refused = virtpass(card, "device", "functions", CARD, "0")
+        assert refused.status == 4
+        assert f"{FIRST} is used by a running virtual machine" in refused.error_text
+        assert functions(card) == [FIRST]
+    finally:
+        holder.signal(9)
+        holder.wait()
+        card.run(["rm", "-f", "/run/held"]).check()
+
+
+def test_functions_are_there_after_a_reboot(card: Machine) -> None:
+    made = virtpass(card, "device", "functions", CARD, "2", "--persistent").check()
+    assert made.error_text == f"{CARD} has 2 virtual functions, at every boot\n"
+    card.reboot()
+    assert card.run(["systemctl", "is-active", UNIT]).text.strip() == "active"
+    assert functions(card) == [FIRST, SECOND]
+    assert [card.driver(one) for one in (FIRST, SECOND)] == ["", ""]
+    # Another card at the address: it gets nothing, and the log says why.
+    virtpass(card, "device", "functions", CARD, "0").check()
+    record = card.get(RECORD).decode()
+    card.put(record.replace("8086:10c9", "8086:1521"), RECORD)
+    assert card.run(["systemctl", "restart", UNIT]).status != 0
+    assert functions(card) == []
+    said = card.run(["journalctl", "-b", "-u", UNIT, "-o", "cat"]).check().text
+    assert f"virtpass: {CARD} is 8086:10c9" in said
+    assert "not 8086:1521" in said
+    card.put(record, RECORD)
+    card.run(["systemctl", "restart", UNIT]).check()
+    assert functions(card) == [FIRST, SECOND]
