@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import TEST_DRIVER, Captured, call
-from tests.simulation import AUDIO, CARD, SHARED, SimulatedHost, add_processors, domain_xml
+from tests.simulation import AUDIO, CARD, GUEST, OTHER, SHARED, SimulatedHost, add_processors, domain_xml
 from virtpass.binding import engine
+from virtpass.binding.journal import journals, read_journal
 from virtpass.hook.entry import run
 
 POLICY = "<v:policy display='hand-over' wait='20'/>"
@@ -183,3 +184,23 @@ def test_a_domain_of_libvirt(host: SimulatedHost, capfd: Captured) -> None:
     assert "the hook would let 'test' start as it is" in err
     status, _, err = call(host, capfd, "hook", "rehearse", "nobody", "-c", TEST_DRIVER)
     assert status == 3
+
+
+def test_what_an_ended_domain_keeps_is_given_back_first(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(host, "prepare", domain_xml(CARD, uuid=OTHER, name="ended")) == 0
+    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert status != 0
+    assert "lent to the domain ended" in err
+    journal = read_journal(host, OTHER)
+    assert journal is not None
+    journal.mark_ended()
+    status, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert status == 0
+    steps = out.splitlines()
+    assert steps[0].strip() == "1. give back what ended had borrowed"
+    # From where its own driver has it again, and not from where it is now.
+    assert any(f"{CARD}: unbind from bochs-drm" in step for step in steps)
+    assert run(host, "prepare", domain_xml(CARD)) == 0
+    assert journals(host) == [GUEST]

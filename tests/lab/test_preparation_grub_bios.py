@@ -120,7 +120,8 @@ def test_interrupts_that_are_not_remapped_are_accepted_at_once_and_not_for_ever(
         assert accepts_unsafe(machine) == "N"
         # What VFIO itself says of it: the whole reason for the option.
         assert not opens_group(machine)
-        assert "--unsafe-interrupts" in host(machine, "plan").check().text
+        planned = host(machine, "plan").check()
+        assert "--unsafe-interrupts" in planned.error_text
 
         applied = host(machine, "apply", "--unsafe-interrupts", "--yes").check()
         assert "let no guest have one that you do not trust" in applied.error_text

@@ -169,19 +169,22 @@ def refuse_switched_off(host: Host) -> None:
         )
 
 
-def refuse_lent(host: Host, addresses: list[PciAddress], borrower: str) -> None:
+def refuse_lent(
+    host: Host, addresses: list[PciAddress], borrower: str, *, freed: frozenset[str] = frozenset()
+) -> None:
     """Refuse devices that another domain has borrowed.
 
     Args:
         host: the host.
         addresses: the devices.
         borrower: UUID of the domain that asks.
+        freed: UUIDs of domains that have ended, and whose devices are given back first.
 
     Raises:
         RefusedError: naming the other domain.
     """
     for uuid in journals(host):
-        journal = read_journal(host, uuid) if uuid != borrower else None
+        journal = read_journal(host, uuid) if uuid != borrower and uuid not in freed else None
         for home in journal.homes if journal else ():
             if home.address in addresses:
                 name = journal.name if journal else uuid

@@ -42,13 +42,16 @@ class Checked:
         return self.policy.display == "hand-over"
 
 
-def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
+def check(
+    host: Host, request: Request, *, loads: bool = True, freed: frozenset[str] = frozenset()
+) -> Checked:
     """Check a start.
 
     Args:
         host: the host.
         request: the domain.
         loads: whether modules of VFIO may be loaded; one has a parameter that allows unsafe interrupts.
+        freed: UUIDs of domains whose devices are given back before; none when that has been done.
 
     Raises:
         VirtpassError: the domain must not start.
@@ -61,7 +64,7 @@ def check(host: Host, request: Request, *, loads: bool = True) -> Checked:
     safety.refuse_switched_off(host)
     companions = safety.companions(host, request.devices)
     lent = [*request.devices, *companions]
-    safety.refuse_lent(host, lent, request.uuid)
+    safety.refuse_lent(host, lent, request.uuid, freed=freed)
     for address in lent:
         engine.refuse_stuck(host, address)
         safety.refuse_unassignable(host, address)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _MAX_XML = 16 << 20
 _HEAD_DESCRIPTOR = 3
+# Seconds between the last look for marks and the end of a hook or a command.
+_LAST_WAIT = 2.0
 
 
 def main(arguments: list[str]) -> int:
@@ -81,10 +83,12 @@ def run(host: Host, operation: str, xml: bytes) -> int:
                 report.finish(f"left to whoever keeps the lock: {error.what}")
                 return 0
         try:
+            # Before, because this start may need what they keep; after, because others may have waited.
+            release_late(host)
             try:
                 done = (_prepare if operation == "prepare" else _release)(host, request, report)
             finally:
-                _release_late(host)
+                release_late(host)
         finally:
             os.close(lock)
     except VirtpassError as error:
@@ -111,25 +115,31 @@ def _lock_or_leave(host: Host, uuid: str) -> int:
     """
     late_releases.mark(host, uuid)
     try:
-        # Who had it may have looked for marks before there was this one.
-        return engine.lock(host, deadline=0.0)
+        # Who had it may have looked for marks before there was this one, and is about to let go.
+        return engine.lock(host, deadline=_LAST_WAIT)
     except FailedError:
         return -1
 
 
-def _release_late(host: Host) -> None:
-    """Make the releases that others have left; what goes wrong is theirs, and told as theirs."""
+def release_late(host: Host) -> None:
+    """Make the releases that others have left; for whoever has the lock.
+
+    What goes wrong is theirs, and told as theirs. It is tried once: the record stays, and says that the
+    domain has ended, for the next start that needs a device of it and for ``virtpass recover``.
+    """
     for uuid in late_releases.marked(host):
         report = Report("release", "", uuid)
         try:
-            if journal := read_journal(host, uuid):
-                report.domain = journal.name
-                journal.mark_ended()
-                _finish(host, journal, report)
-                report.finish(f"{', '.join(str(home.address) for home in journal.homes)} given back, late")
-            late_releases.unmark(host, uuid)
+            try:
+                if journal := read_journal(host, uuid):
+                    report.domain = journal.name
+                    journal.mark_ended()
+                    _finish(host, journal, report)
+                    devices = ", ".join(str(home.address) for home in journal.homes)
+                    report.finish(f"{devices} given back, late")
+            finally:
+                late_releases.unmark(host, uuid)
         except Exception as error:
-            # The record stays, for the next start and for recover.
             report.finish(problem=one_line(str(error)))
 
 

@@ -1,8 +1,8 @@
 """Releases that had to wait too long for the lock: whoever has the lock makes them before it lets go.
 
 A hand-over may keep the lock for longer than libvirt should wait for the release of another domain. Such a
-release leaves a mark and ends. The hook that has the lock looks for marks at its end; so does the next hook,
-of whichever domain. The journal of the domain is there until then, so that ``virtpass recover`` works too.
+release leaves a mark and ends. The hook or the command that has the lock looks for marks before it lets go;
+so does the next one, of whichever domain, before it does anything else.
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -15,6 +15,10 @@ _DIRECTORY = "/run/virtpass/released"
 
 def mark(host: Host, uuid: str) -> None:
     """Leave the release of a domain to others.
+
+    Args:
+        host: where the mark lies.
+        uuid: the domain, as `is_uuid` has it: this becomes the name of a file.
 
     Raises:
         VirtpassError: it could not be marked.
@@ -33,5 +37,5 @@ def unmark(host: Host, uuid: str) -> None:
     Raises:
         VirtpassError: it stays.
     """
-    if host.exists(f"{_DIRECTORY}/{uuid}"):
+    if is_uuid(uuid) and host.exists(f"{_DIRECTORY}/{uuid}"):
         host.remove_own(_DIRECTORY, uuid)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from virtpass.binding import engine
+from virtpass.hook.entry import release_late
 from virtpass.system.host import Host
 
 
@@ -12,11 +13,16 @@ from virtpass.system.host import Host
 def locked(host: Host) -> Iterator[None]:
     """Keep hooks and other commands from moving devices meanwhile.
 
+    At the end the releases are made for which hooks have waited in vain.
+
     Raises:
         FailedError: somebody else kept the lock for too long.
     """
     lock = engine.lock(host)
     try:
-        yield
+        try:
+            yield
+        finally:
+            release_late(host)
     finally:
         os.close(lock)

@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass
 
-from virtpass.binding import attributes, audio, display, engine, nvidia, power, services, steps
+from virtpass.binding import (
+    attributes,
+    audio,
+    display,
+    engine,
+    nvidia,
+    power,
+    reservations,
+    safety,
+    services,
+    steps,
+)
+from virtpass.binding.journal import Journal, is_uuid, read_journal
 from virtpass.hook.checks import Checked, check
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci import sysfs
@@ -64,16 +76,33 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
             "virtpass domain adopt or attach changes that",
         )
     try:
-        checked = check(host, request, loads=False)
-        found = tuple(_steps(host, request, checked))
+        left = _left_over(host, request)
+        checked = check(host, request, loads=False, freed=frozenset(journal.uuid for journal in left))
+        found = tuple(_steps(host, request, checked, left))
     except VirtpassError as error:
         return Rehearsal(request.name, request.uuid, (), error)
     return Rehearsal(request.name, request.uuid, found, None, checked.warning)
 
 
-def _steps(host: Host, request: Request, checked: Checked) -> list[RehearsedStep]:
+def _left_over(host: Host, request: Request) -> list[Journal]:
+    """Return the records whose devices the hook would give back before it looks at anything."""
+    own = read_journal(host, request.uuid) if is_uuid(request.uuid) else None
+    wanted = [*request.devices, *safety.companions(host, request.devices)]
+    return [*([own] if own else []), *reservations.stale(host, wanted, request.uuid)]
+
+
+def _steps(host: Host, request: Request, checked: Checked, left: list[Journal]) -> list[RehearsedStep]:
     lent = [*request.devices, *checked.companions]
-    found = [RehearsedStep("check the devices, their group, and who uses them")]
+    found = [
+        RehearsedStep(
+            "give back what an earlier start left behind"
+            if journal.uuid == request.uuid
+            else f"give back what {journal.name} had borrowed",
+            is_undone=False,
+        )
+        for journal in left
+    ]
+    found.append(RehearsedStep("check the devices, their group, and who uses them"))
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
     if checked.tuning is not None:
@@ -87,7 +116,9 @@ def _steps(host: Host, request: Request, checked: Checked) -> list[RehearsedStep
         found += _desktop(host, lent, float(checked.policy.wait))
         found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in nvidia.loaded(host, lent)]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
-    moves = engine.steps_to_lend(engine.homes(host, lent), free)
+    back = {home.address: home for journal in left for home in journal.homes}
+    homes = [back.get(home.address, home) for home in engine.homes(host, lent)]
+    moves = engine.steps_to_lend(homes, free)
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
 
 

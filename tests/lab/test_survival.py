@@ -1,0 +1,244 @@
+"""Devices that vanish or are exchanged, power that fails, hooks that are killed anywhere, and many rounds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from . import topology
+from .guest import Guest, domain_xml, hostdev_xml
+from .machine import Machine, Result
+from .virtpass import HOOK, call_hook, journals, live_xml, virtpass
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CARD, AUDIO, NIC, PLUGGED = topology.CARD, topology.CARD_AUDIO, topology.NIC, topology.PLUGGED
+LENT = ("vfio-pci", "vfio-pci")
+PAYLOADS = "/var/lib/virtpass/hook"
+WAITING, GO = "/run/step-waits", "/run/step-may-go"
+STEP = "/etc/virtpass/hooks.d/prepare.d/50-waits"
+ROUNDS = 200
+
+# Runs the installed hook, and kills it before the access number `sys.argv[2]` to its records or to a device.
+KILLED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from virtpass.system.host import Host
+left = int(sys.argv[2])
+def counted(access):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), 9)
+        return access(*arguments, **options)
+    return call
+for name in ("replace_own", "append_own", "remove_own", "write_attribute", "run"):
+    setattr(Host, name, counted(getattr(Host, name)))
+from virtpass.hook.entry import main
+os._exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hooked(machine: Machine) -> None:
+    virtpass(machine, "hook", "install").check()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(machine: Machine) -> Iterator[None]:
+    """Whatever a test does, the host is afterwards what it was before."""
+    before = traces(machine)
+    yield
+    machine.wait_until(lambda: traces(machine) == before, "everything is as before")
+    assert journals(machine) == []
+
+
+def traces(machine: Machine) -> tuple[object, ...]:
+    """Return what a hand-over could leave behind: drivers, huge pages, files, processes."""
+    pages = next(line for line in machine.get("/proc/meminfo").decode().splitlines() if "HugePages_T" in line)
+    files = machine.run(["find", "/run/virtpass", "-type", "f", "!", "-name", "lock"]).text
+    hooks = machine.run(["pgrep", "-f", "virtpass.hook.entry"]).text
+    return machine.state(), pages.split()[1], files, hooks
+
+
+def give(guest: Guest, *addresses: str) -> None:
+    virtpass(guest.machine, "domain", "attach", guest.name, *addresses).check()
+
+
+@pytest.fixture
+def extra(machine: Machine) -> Iterator[str]:
+    """One more NIC, in a slot from which it can be pulled."""
+    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    yield PLUGGED
+    if PLUGGED in machine.pci():
+        machine.unplug("extra")
+        machine.wait_until(lambda: PLUGGED not in machine.pci(), "the NIC is gone")
+
+
+def has_driver(machine: Machine) -> bool:
+    return machine.pci().get(PLUGGED) is not None and machine.driver(PLUGGED) == "e1000e"
+
+
+def test_a_device_is_pulled_out_while_a_guest_has_it(machine: Machine, guest: Guest, extra: str) -> None:
+    others = {address: state for address, state in machine.state().items() if address != extra}
+    give(guest, NIC, extra)
+    guest.start().check()
+    assert machine.state()[NIC] == machine.state()[extra] == LENT
+    machine.unplug("extra", timeout=120)
+    machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+    guest.destroy()
+    machine.wait_until(lambda: machine.state() == others, "the other NIC is back")
+    assert journals(machine) == []
+    refused = guest.start()
+    assert refused.status != 0
+    assert extra in refused.error_text
+    assert machine.state() == others
+    # For whoever looks what this test has left.
+    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+
+
+def test_a_device_is_pulled_out_while_it_is_handed_over(machine: Machine, guest: Guest, extra: str) -> None:
+    others = {address: state for address, state in machine.state().items() if address != extra}
+    give(guest, NIC, extra)
+    machine.run(["mkdir", "-p", STEP.rpartition("/")[0]]).check()
+    wait = f"#!/bin/sh\n: > {WAITING}\nwhile [ ! -e {GO} ]; do sleep 0.1; done\n"
+    machine.put(wait, STEP, mode=0o755)
+    try:
+        start = machine.begin(["virsh", "start", guest.name], timeout=180)
+        machine.wait_until(lambda: machine.run(["test", "-e", WAITING]).status == 0, "the checks are over")
+        machine.unplug("extra", timeout=120)
+        machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+        machine.run(["touch", GO]).check()
+        failed = start.wait()
+    finally:
+        machine.run(["rm", "-rf", STEP, WAITING, GO]).check()
+    assert failed.status != 0
+    assert extra in failed.error_text
+    assert guest.state() == "shut off"
+    machine.wait_until(lambda: machine.state() == others, "the other NIC is back")
+    assert journals(machine) == []
+    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+
+
+def test_another_device_at_the_address_is_not_taken(machine: Machine, guest: Guest, extra: str) -> None:
+    give(guest, extra)
+    machine.unplug("extra", timeout=120)
+    machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+    machine.plug("igb", "extra", topology.EMPTY_PORT)
+    machine.wait_until(
+        lambda: extra in machine.pci() and machine.driver(extra) == "igb", "the other NIC has its driver"
+    )
+    refused = guest.start()
+    assert refused.status != 0
+    assert f"{extra} is 8086:10c9" in refused.error_text
+    assert machine.driver(extra) == "igb"
+    machine.unplug("extra", timeout=120)
+    machine.wait_until(lambda: extra not in machine.pci(), "it is gone")
+    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+
+
+def test_a_nic_is_plugged_into_a_running_guest_by_virsh_and_out(machine: Machine, guest: Guest) -> None:
+    """virt-manager does the same; libvirt moves the driver itself, and the hook is not asked."""
+    port = "<controller type='pci' model='pcie-root-port'/>"
+    guest.define(port * 4)
+    give(guest, CARD)
+    before = machine.state()
+    guest.start().check()
+    guest.wait_ready()
+    device = hostdev_xml(NIC, bus=1).replace(" bus='0x01'", "").partition("</source>")[0]
+    xml = f"{device}</source></hostdev>".encode()
+    machine.run(["virsh", "attach-device", guest.name, "/dev/stdin", "--live"], xml).check()
+    assert machine.state()[NIC][0] == "vfio-pci"
+    assert machine.state()[CARD] == LENT
+    machine.run(["virsh", "detach-device", guest.name, "/dev/stdin", "--live"], xml, timeout=120).check()
+    machine.wait_until(lambda: machine.state()[NIC] == before[NIC], "the NIC is back", 120)
+    assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
+    guest.destroy()
+
+
+@pytest.fixture
+def backed(machine: Machine, guest: Guest) -> Guest:
+    """A guest with a NIC, whose memory is to lie in huge pages."""
+    xml = domain_xml(machine, guest.name).replace(
+        "<vcpu>", "<memoryBacking><hugepages/></memoryBacking><vcpu>"
+    )
+    machine.run(["virsh", "define", "/dev/stdin"], xml.encode()).check()
+    virtpass(machine, "domain", "attach", guest.name, NIC, "--policy", "huge-pages=yes").check()
+    return guest
+
+
+def killed(machine: Machine, guest: Guest, operation: str, suboperation: str, access: int) -> Result:
+    """Run the hook for one operation of libvirt, and kill it before one of its accesses."""
+    (payload,) = machine.run(["sh", "-c", f"echo {PAYLOADS}/*/"]).text.split()
+    # Descriptor 3 is what the shell around the hook has read already.
+    call = ["sh", "-c", 'exec python3 -ISc "$0" "$@" 3< /dev/null', KILLED, payload, str(access)]
+    xml = live_xml(machine, guest.name)
+    return machine.run([*call, guest.name, operation, suboperation, "-"], xml, timeout=120)
+
+
+def test_a_hook_that_is_killed_anywhere_is_made_good(machine: Machine, backed: Guest) -> None:
+    before = traces(machine)
+    points = {"prepare": 0, "release": 0}
+    for access in range(100):
+        ended = killed(machine, backed, "prepare", "begin", access)
+        if ended.status == 0:
+            points["prepare"] = access
+            break
+        assert ended.status == -signal.SIGKILL, str(ended)
+        virtpass(machine, "recover").check()
+        assert traces(machine) == before, f"killed before access {access} of prepare"
+    for access in range(100):
+        assert machine.state()[NIC] == LENT
+        ended = killed(machine, backed, "release", "end", access)
+        if ended.status == 0:
+            points["release"] = access
+            break
+        assert ended.status == -signal.SIGKILL, str(ended)
+        virtpass(machine, "recover").check()
+        assert traces(machine) == before, f"killed before access {access} of release"
+        call_hook(machine, backed.name, "prepare", "begin", live_xml(machine, backed.name)).check()
+    assert traces(machine) == before
+    # Records, drivers and pages each way: fewer would mean that nothing was cut off.
+    assert points["prepare"] >= 6 and points["release"] >= 4, points
+
+
+def test_two_hundred_rounds_leave_nothing_behind(machine: Machine, guest: Guest) -> None:
+    """What libvirt calls at each start and stop; test_hand_over.py has rounds with libvirt itself."""
+    give(guest, NIC)
+    xml = live_xml(machine, guest.name)
+    # One command, so that the rounds are not spent on the way into the machine.
+    rounds = (
+        f"i=0; while [ $i -lt {ROUNDS} ]; do i=$((i + 1))\n"
+        f'printf %s "$1" | {HOOK} {guest.name} prepare begin - || exit 1\n'
+        f'[ "$(basename "$(readlink /sys/bus/pci/devices/{NIC}/driver)")" = vfio-pci ] || exit 2\n'
+        f'printf %s "$1" | {HOOK} {guest.name} release end - || exit 3\n'
+        f'[ "$(basename "$(readlink /sys/bus/pci/devices/{NIC}/driver)")" = e1000e ] || exit 4\n'
+        "done; echo $i"
+    )
+    before = traces(machine)
+    said = machine.run(["sh", "-c", rounds, "sh", xml.decode()], timeout=1800).check()
+    assert said.text.strip() == str(ROUNDS)
+    assert traces(machine) == before
+
+
+def test_the_power_fails_while_a_guest_has_the_card(machine: Machine, guest: Guest) -> None:
+    """The last test here: the machine boots again."""
+    before = machine.state()
+    give(guest, CARD, NIC)
+    guest.start().check()
+    assert machine.state()[CARD] == machine.state()[NIC] == LENT
+    machine.run(["sync"]).check()
+    machine.reset()
+    assert machine.state() == before
+    assert journals(machine) == []
+    assert guest.state() == "shut off"
+    guest.start().check()
+    assert machine.state()[CARD] == machine.state()[NIC] == LENT
+    guest.destroy()
