@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "virtpass"
 ROWS = (
     ("cli",),
     ("operations",),
-    ("doctor", "host", "domain", "hook"),
+    ("doctor",),
+    ("host", "domain", "hook"),
     ("binding",),
     ("transaction",),
     ("pci",),

@@ -13,6 +13,7 @@ from virtpass.system.host import Host
 
 # Each command is imported when it is called: the start of all the others does not wait for it.
 _COMMANDS = {
+    "doctor": "virtpass.cli.doctor:doctor",
     "devices": "virtpass.cli.devices:devices",
     "device": "virtpass.cli.devices:device",
     "mdev": "virtpass.cli.mediated:mdev",

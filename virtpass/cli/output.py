@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -41,6 +42,18 @@ def width() -> int | None:
         return os.get_terminal_size(sys.stdout.fileno()).columns or None
     except (OSError, ValueError):
         return None
+
+
+def say_wrapped(label: str, text: str, *, colour: str | None = None) -> None:
+    """Print a text beside its label, in several lines where the terminal is too narrow for one."""
+    columns = width()
+    lines = [text]
+    if columns is not None:
+        room = max(columns - len(label), _LEAST_WIDTH)
+        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    for line in lines:
+        say(f"{label}{line}", colour=colour)
+        label = " " * len(label)
 
 
 def say_table(

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json, width
+from virtpass.cli.output import note, say, say_json, say_wrapped
 from virtpass.host.boot import Note, Severity
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import Iommu, IommuState
@@ -23,7 +22,6 @@ from virtpass.system.errors import EXIT_FAILED, RefusedError, UsageError
 from virtpass.system.host import Host
 from virtpass.transaction.engine import TransactionError
 
-_LEAST_WIDTH = 20
 _DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 _VERDICT_COLOURS = {
     Verdict.RIGHT: "green",
@@ -256,30 +254,18 @@ def _show_status(found: host_preparation.HostStatus) -> None:
         ("Interrupts", _interrupts(found.iommu)),
         *_kernels(found.kernels),
     ):
-        _say_wrapped(f"{label:<12}", text)
+        say_wrapped(f"{label:<12}", text)
     if found.is_unfinished:
-        _say_wrapped(f"{'Unfinished':<12}", "a change was cut off half way")
+        say_wrapped(f"{'Unfinished':<12}", "a change was cut off half way")
         note("next: virtpass host recover")
     if found.record is not None:
         applied = " ".join(found.record.arguments) or "no kernel argument"
     else:
         applied = "" if found.checks else "nothing"
-    _say_wrapped(f"{'Applied':<12}", applied)
+    say_wrapped(f"{'Applied':<12}", applied)
     for check in found.checks:
         colour = _VERDICT_COLOURS[check.verdict]
-        _say_wrapped(f"  {check.verdict.value:<21} ", check.text, colour=colour)
-
-
-def _say_wrapped(label: str, text: str, *, colour: str | None = None) -> None:
-    """Print a text beside its label, in several lines where the terminal is too narrow for one."""
-    columns = width()
-    lines = [text]
-    if columns is not None:
-        room = max(columns - len(label), _LEAST_WIDTH)
-        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-    for line in lines:
-        say(f"{label}{line}", colour=colour)
-        label = " " * len(label)
+        say_wrapped(f"  {check.verdict.value:<21} ", check.text, colour=colour)
 
 
 def _system(facts: HostFacts) -> str:
@@ -381,7 +367,7 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
         say_json(plan_json(wanted))
         return
     for label, text in _summary(wanted):
-        _say_wrapped(f"{label:<12}", text)
+        say_wrapped(f"{label:<12}", text)
     for line in wanted.plan.diff.splitlines():
         say(line, colour=_DIFF_COLOURS.get(line[:1]))
     for number, command in enumerate(wanted.plan.commands, 1):

@@ -26,6 +26,26 @@ def active_daemon() -> str | None:
     return None
 
 
+def last_change(unit: str) -> tuple[int | None, float | None]:
+    """Return the process of a daemon, and when it was started or last reloaded.
+
+    Returns:
+        the process number, and seconds since the epoch; None for what systemd does not tell (``--timestamp``
+        came with its version 247).
+    """
+    try:
+        asked = _systemctl("show", unit, "--timestamp=unix", "--property=MainPID,StateChangeTimestamp")
+    except FailedError:
+        return None, None
+    fields = dict(line.split("=", 1) for line in asked.stdout.splitlines() if "=" in line)
+    process = fields.get("MainPID", "")
+    moment = fields.get("StateChangeTimestamp", "").removeprefix("@")
+    return (
+        int(process) if process.isdigit() and process != "0" else None,
+        float(moment) if moment.isdigit() else None,
+    )
+
+
 def reload_daemon(unit: str) -> None:
     """Reload a daemon, which leaves its domains alone.
 

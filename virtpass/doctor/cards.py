@@ -1,0 +1,173 @@
+"""Checks of the graphics cards, one finding for each."""
+
+from virtpass.doctor.check import Check, Finding, Verdict, passed
+from virtpass.doctor.scene import Scene
+from virtpass.pci.inventory import Device
+from virtpass.pci.isolation import Level, Reason, judge
+
+# What says that the group does not keep the card apart; other reasons have checks of their own, or pass.
+_GROUP = ("group-shared", "group-bridge", "group-needed", "no-group", "direct-region")
+# Of a BAR in the file `resource`: prefetchable memory, 64 bits wide, and that nobody gave it an address
+# (IORESOURCE_PREFETCH, _MEM_64, _UNSET in the kernel's include/linux/ioport.h).
+_PREFETCH, _WIDE, _UNSET = 0x2000, 0x100000, 0x20000000
+_BARS = 6
+_MEBI = 1 << 20
+
+
+def _none() -> list[Finding]:
+    return [Finding(Verdict.WARN, "this host has no graphics card that Linux sees")]
+
+
+def _isolation(scene: Scene) -> list[Finding]:
+    if not scene.inventory.groups:
+        return [Finding(Verdict.UNKNOWN, "groups exist only with the IOMMU on")]
+    found = [_isolated(scene, card) for card in scene.cards]
+    if any(token.partition("=")[0] == "pcie_acs_override" for token in scene.facts.running):
+        what = "the kernel runs with pcie_acs_override: the groups look smaller than they are"
+        found.append(Finding(Verdict.WARN, what, "give devices only to guests that you trust"))
+    return found or _none()
+
+
+def _isolated(scene: Scene, card: Device) -> Finding:
+    about = str(card.address)
+    reasons: list[Reason] = []
+    for address in scene.inventory.card(card.address):
+        reasons += [one for one in judge(scene.inventory, address).reasons if one.reference in _GROUP]
+    if not reasons:
+        return passed(f"nothing else is in IOMMU group {card.group}", about)
+    texts = list(dict.fromkeys(reason.text for reason in reasons))
+    if any(reason.level is Level.NEVER for reason in reasons):
+        return Finding(Verdict.FAIL, "; ".join(texts), "another slot, or another firmware", about)
+    return Finding(
+        Verdict.FAIL,
+        "; ".join(texts),
+        f"put the card into another slot, or give the others to the domain too: virtpass device show {about}",
+        about,
+    )
+
+
+def _display(scene: Scene) -> list[Finding]:
+    cards = scene.cards
+    if not cards:
+        return _none()
+    staying = [card for card in cards if card.driver not in (None, "vfio-pci")]
+    found = []
+    for card in cards:
+        about = str(card.address)
+        monitors = _connected(scene, card)
+        shows = "the firmware's display" if card.is_boot_display else "not the firmware's display"
+        seen = f"{shows}; {_counted(monitors)}" if monitors is not None else shows
+        is_last = [one.address for one in staying] == [card.address]
+        if is_last:
+            what = f"{seen}; the host has no other screen, and is dark while a guest has it"
+            fix = "virtpass domain policy DOMAIN display=hand-over lets the desktop go; have SSH as a way in"
+            found.append(Finding(Verdict.WARN, what, fix, about))
+        else:
+            found.append(passed(seen, about))
+    return found
+
+
+def _counted(monitors: list[str]) -> str:
+    if not monitors:
+        return "no monitor is connected"
+    return f"connected: {', '.join(monitors)}"
+
+
+def _connected(scene: Scene, card: Device) -> list[str] | None:
+    """Return the connectors of a card that have a monitor; None when it has no DRM driver."""
+    base = f"{scene.name(card)}/drm"
+    nodes = [name for name in scene.host.names(base) if name.startswith("card")]
+    if not nodes:
+        return None
+    return [
+        name.partition("-")[2]
+        for node in nodes
+        for name in scene.host.names(f"{base}/{node}")
+        if name.startswith(f"{node}-") and scene.host.read(f"{base}/{node}/{name}/status") == "connected"
+    ]
+
+
+def _reset(scene: Scene) -> list[Finding]:
+    found = []
+    for card in scene.cards:
+        about = str(card.address)
+        methods = (scene.host.read(f"{scene.name(card)}/reset_method") or "").split()
+        if methods:
+            found.append(passed(", ".join(methods), about))
+        elif not scene.host.exists(f"{scene.name(card)}/reset"):
+            what = "the kernel knows no way to reset it: it may not start a second time"
+            fix = "shut guests down rather than end them; for some cards of AMD there is vendor-reset"
+            found.append(Finding(Verdict.WARN, what, fix, about))
+        else:
+            found.append(passed("it can be reset", about))
+    return found
+
+
+def _memory(scene: Scene) -> list[Finding]:
+    return [found for card in scene.cards if (found := _bars(scene, card))]
+
+
+def _bars(scene: Scene, card: Device) -> Finding | None:
+    about = str(card.address)
+    lines = (scene.host.read(f"{scene.name(card)}/resource") or "").splitlines()[:_BARS]
+    largest = (0, 0, 0)  # size, start, number
+    for number, line in enumerate(lines):
+        try:
+            start, end, flags = (int(field, 16) for field in line.split())
+        except ValueError:
+            continue
+        if flags & _UNSET:
+            what = f"its memory region {number} got no address: the firmware has no room for it"
+            return Finding(Verdict.FAIL, what, "switch Above 4G Decoding on in the firmware", about)
+        if end > start:
+            largest = max(largest, (end - start + 1, start, number))
+    size, start, number = largest
+    if not size:
+        return None
+    where = "above 4 GiB" if start >= 1 << 32 else "below 4 GiB"
+    text = f"{size // _MEBI} MiB in region {number}, {where}"
+    possible = _possible(scene.host.read(f"{scene.name(card)}/resource{number}_resize") or "")
+    if possible:
+        text += f"; it could have up to {possible >> 20} MiB"
+    return passed(text, about)
+
+
+def _possible(text: str) -> int:
+    """Return the largest size that a resizable BAR can have, in bytes: bit n stands for 2^(n+20)."""
+    try:
+        bits = int(text, 16)
+    except ValueError:
+        return 0
+    return 1 << (bits.bit_length() + 19) if bits else 0
+
+
+CHECKS = (
+    Check(
+        "group-isolation",
+        "IOMMU groups of the cards",
+        "All devices of a group can reach each other, so the kernel gives them away together or not at all."
+        " What shares the group of a card must go along, or the card belongs into another slot.",
+        _isolation,
+    ),
+    Check(
+        "boot-display",
+        "which card shows the host",
+        "While a guest has the host's only card, the host shows nothing. That works, if the desktop may be"
+        " ended for it and there is another way in should something go wrong.",
+        _display,
+    ),
+    Check(
+        "reset",
+        "resetting the cards",
+        "Between two guests, or guest and host, a card has to be reset. Without a way to do it the second"
+        " start may find the card as the first guest left it, until the host is switched off.",
+        _reset,
+    ),
+    Check(
+        "card-memory",
+        "memory regions of the cards",
+        "Large regions need addresses above 4 GiB. Where the firmware has no room for one, the card does not"
+        " work, on the host or in a guest. Drivers of recent cards are faster with a resized region.",
+        _memory,
+    ),
+)

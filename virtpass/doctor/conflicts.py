@@ -1,0 +1,216 @@
+"""Checks for others who move the same devices, and for what an earlier run has left."""
+
+from virtpass.binding import engine
+from virtpass.binding.journal import journals, read_journal
+from virtpass.doctor.check import Check, Finding, Verdict, passed
+from virtpass.doctor.scene import Scene
+from virtpass.pci import sysfs
+from virtpass.system.errors import VirtpassError
+
+_OURS = "virtpass.conf"
+_DIRECTORIES = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d")
+_DRIVERCTL = "/etc/driverctl.d"
+_RULES = ("/etc/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d")
+_NVIDIA_UNITS = ("nvidia-persistenced.service", "nvidia-powerd.service")
+_UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+_MEMORY = "/proc/meminfo"
+
+
+def _overrides(scene: Scene) -> list[Finding]:
+    ours = set(_lent(scene))
+    found = []
+    for device in scene.inventory.devices.values():
+        try:
+            override = engine.override(scene.host, device.address)
+        except VirtpassError as error:
+            found.append(Finding(Verdict.FAIL, error.what, error.remedy, str(device.address)))
+            continue
+        if override is None or device.address in ours:
+            continue
+        what = f"driver_override is {override}, which virtpass has not set"
+        fix = f"virtpass device reattach {device.address}; or see driverctl list-overrides"
+        found.append(Finding(Verdict.WARN, what, fix, str(device.address)))
+    return found or [passed("no device has a driver_override of somebody else")]
+
+
+def _lent(scene: Scene) -> list[object]:
+    found: list[object] = []
+    for uuid in journals(scene.host):
+        try:
+            journal = read_journal(scene.host, uuid)
+        except VirtpassError:
+            continue
+        found += [home.address for home in journal.homes] if journal else []
+    return found
+
+
+def _driverctl(scene: Scene) -> list[Finding]:
+    found = []
+    for name in scene.host.names(_DRIVERCTL):
+        if not sysfs.parsed([name]):
+            continue
+        driver = scene.host.read(f"{_DRIVERCTL}/{name}") or "another driver"
+        fix = f"sudo driverctl unset-override {name}, if virtpass is to bind it when a domain starts"
+        found.append(Finding(Verdict.WARN, f"driverctl binds it to {driver} at boot", fix, name))
+    return found or [passed("driverctl binds no device at boot")]
+
+
+def _ids(scene: Scene) -> list[Finding]:
+    found = [
+        Finding(
+            Verdict.WARN,
+            f"the kernel runs with {token}: all devices with these ids are taken at boot",
+            "sudo virtpass host apply --bind ADDRESS binds one card only; take that argument away",
+        )
+        for token in scene.facts.running
+        if token.replace("_", "-").startswith(("vfio-pci.ids=", "pci-stub.ids="))
+    ]
+    for directory in _DIRECTORIES:
+        for name in scene.host.names(directory):
+            if name == _OURS or not name.endswith(".conf"):
+                continue
+            for line in (scene.host.read(f"{directory}/{name}") or "").splitlines():
+                words = line.replace("_", "-").split()
+                if words[:2] == ["options", "vfio-pci"] and any(word.startswith("ids=") for word in words):
+                    what = f"{directory}/{name} lets vfio-pci take all devices with these ids: {line.strip()}"
+                    fix = f"remove that line, or sudo virtpass host apply --bind ADDRESS without it: {name}"
+                    found.append(Finding(Verdict.WARN, what, fix, name))
+    return found or [passed("vfio-pci takes no device by its ids")]
+
+
+def _nvidia(scene: Scene) -> list[Finding]:
+    bound = [card for card in scene.cards if card.driver == sysfs.NVIDIA]
+    if not bound:
+        return [passed("no card is bound to NVIDIA's own driver")]
+    units = [unit for unit in _NVIDIA_UNITS if any(scene.host.exists(f"{base}/{unit}") for base in _UNITS)]
+    rules = [
+        f"{base}/{name}"
+        for base in _RULES
+        for name in scene.host.names(base)
+        if "nvidia" in name and "modprobe" in (scene.host.read(f"{base}/{name}") or "")
+    ]
+    more = f"; it is kept in use by {', '.join(units)}" if units else ""
+    more += f"; loaded again by {', '.join(rules)}" if rules else ""
+    return [
+        Finding(
+            Verdict.WARN,
+            f"it is bound to nvidia, which virtpass takes away only by unloading its modules{more}",
+            "virtpass domain policy DOMAIN display=hand-over; virtpass hook rehearse DOMAIN shows the steps",
+            str(card.address),
+        )
+        for card in bound
+    ]
+
+
+def _stuck(scene: Scene) -> list[Finding]:
+    return [
+        Finding(Verdict.FAIL, "its driver hangs, and it is not touched until then", "reboot the host", name)
+        for name in scene.host.names(engine.STUCK_DIRECTORY)
+    ] or [passed("no driver hangs")]
+
+
+def _unfinished(scene: Scene) -> list[Finding]:
+    running = scene.outside.running
+    found = []
+    for uuid in journals(scene.host):
+        if running is not None and uuid in running:
+            continue
+        try:
+            journal = read_journal(scene.host, uuid)
+        except VirtpassError as error:
+            found.append(Finding(Verdict.UNKNOWN, error.what, error.remedy, uuid))
+            continue
+        if journal is None:
+            continue
+        devices = ", ".join(str(home.address) for home in journal.homes)
+        if running is None:
+            what = f"{devices} lent to {journal.name}; whether that runs is not known"
+            found.append(Finding(Verdict.UNKNOWN, what, "sudo virtpass doctor"))
+        else:
+            what = f"{devices} lent to {journal.name}, which does not run"
+            found.append(Finding(Verdict.FAIL, what, "sudo virtpass recover"))
+    return found or [passed("nothing is lent to a domain that does not run")]
+
+
+def _domains(scene: Scene) -> list[Finding]:
+    found = []
+    for name, missing in scene.outside.wanted:
+        if missing:
+            what = f"it has {', '.join(missing)}, which this host has not"
+            fix = "cards may have moved: virtpass devices, then virtpass domain detach and attach"
+            found.append(Finding(Verdict.FAIL, what, fix, name))
+    if scene.outside.running is None:
+        return [Finding(Verdict.UNKNOWN, "libvirt does not answer")]
+    return found or [passed("each domain's devices are where its definition says")]
+
+
+def _huge_pages(scene: Scene) -> list[Finding]:
+    fields = dict(line.split(":", 1) for line in (scene.host.read(_MEMORY) or "").splitlines() if ":" in line)
+    try:
+        total, free = (int(fields[name].split()[0]) for name in ("HugePages_Total", "HugePages_Free"))
+        size = int(fields["Hugepagesize"].split()[0])
+    except (KeyError, ValueError, IndexError):
+        return [Finding(Verdict.UNKNOWN, "the kernel tells nothing of huge pages")]
+    if total and total == free:
+        what = f"{total} huge pages of {size // 1024} MiB are set aside, and nobody uses one"
+        fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"
+        return [Finding(Verdict.WARN, what, fix)]
+    return [passed(f"{total} huge pages of {size // 1024} MiB, {free} of them free")]
+
+
+CHECKS = (
+    Check(
+        "driver-override",
+        "devices that somebody else has set aside",
+        "driver_override decides which driver may take a device. One that virtpass has not set stays when a"
+        " guest stops, so the device may not come back to its driver.",
+        _overrides,
+    ),
+    Check(
+        "driverctl",
+        "driverctl's settings",
+        "driverctl gives devices to drivers at boot, by address. A card that it binds to vfio-pci is not"
+        " there for the host, whatever virtpass would do.",
+        _driverctl,
+    ),
+    Check(
+        "vfio-ids",
+        "devices taken by their ids",
+        "ids= takes every device of that model: two equal cards, or a controller that the host boots from.",
+        _ids,
+    ),
+    Check(
+        "nvidia",
+        "NVIDIA's own driver",
+        "Unbinding it while anything uses it hangs for ever. Its daemons and rules keep it in use, or load it"
+        " again; it goes only as a whole.",
+        _nvidia,
+    ),
+    Check(
+        "stuck",
+        "drivers that hang",
+        "A driver that does not let go of its device cannot be interrupted. virtpass marks the device, and"
+        " leaves it alone until the host is rebooted.",
+        _stuck,
+    ),
+    Check(
+        "unfinished",
+        "devices that did not come back",
+        "What was lent to a domain comes back when it stops. A crash in between leaves a record, from which"
+        " everything can be brought back.",
+        _unfinished,
+    ),
+    Check(
+        "domain-devices",
+        "devices of the domains",
+        "Addresses change when cards are added or moved. A domain whose device is not where it was does not"
+        " start, or, worse, would start with another one.",
+        _domains,
+    ),
+    Check(
+        "huge-pages",
+        "huge pages",
+        "Pages that are set aside are lost to the host, whether a guest uses them or not.",
+        _huge_pages,
+    ),
+)

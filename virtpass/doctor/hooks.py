@@ -1,0 +1,202 @@
+"""Checks of the hook, and of the daemon that calls it."""
+
+from virtpass.doctor.check import Check, Finding, Verdict, passed
+from virtpass.doctor.scene import Scene
+from virtpass.hook.install import INTERPRETER
+
+_STATES = {
+    "absent": "the hook is not installed",
+    "outdated": "another version of virtpass has installed the hook",
+    "changed": "the hook was changed since it was installed, or others than root may write to it",
+    "not-executable": "the hook is not executable, so libvirt does not run it",
+    "incomplete": "what the hook runs is missing or changed",
+}
+_INSTALL = "sudo virtpass hook install"
+_BACKUPS = ("~", ".bak", ".orig", ".old", ".save", ".rpmsave", ".rpmnew", ".dpkg-old", ".dpkg-dist", ".swp")
+_APPARMOR = "/sys/module/apparmor/parameters/enabled"
+_PROFILES = {
+    "libvirtd.service": "/etc/apparmor.d/usr.sbin.libvirtd",
+    "virtqemud.service": "/etc/apparmor.d/usr.sbin.virtqemud",
+}
+_SELINUX = "/sys/fs/selinux/enforce"
+_UNCONFINED = "/sys/fs/selinux/booleans/virt_hooks_unconfined"
+_HOOK_TYPE = "virt_hook_t"
+
+
+def _installed(scene: Scene) -> list[Finding]:
+    hook = scene.hook
+    if hook.works:
+        return [passed(f"{hook.path}, {hook.version}")]
+    return [Finding(Verdict.FAIL, _STATES[hook.state], _INSTALL)]
+
+
+def _known(scene: Scene) -> list[Finding]:
+    outside = scene.outside
+    if outside.hook_written is None:
+        return [Finding(Verdict.UNKNOWN, "there is no hook to be known")]
+    if not outside.daemon:
+        return [passed("no daemon runs now; it looks for hooks when it starts")]
+    if outside.daemon_looked is None:
+        return [Finding(Verdict.UNKNOWN, f"when {outside.daemon} last looked for hooks is not known")]
+    if outside.daemon_looked < outside.hook_written:
+        # It remembers whether there was any hook at all, not which ones.
+        what = f"the hook was written after {outside.daemon} last looked for hooks, and it may not be called"
+        return [Finding(Verdict.WARN, what, f"sudo systemctl reload {outside.daemon}")]
+    return [passed(f"{outside.daemon} has looked for hooks since it was written")]
+
+
+def _runnable(scene: Scene) -> list[Finding]:
+    found = []
+    if not scene.host.exists(INTERPRETER):
+        what = f"there is no {INTERPRETER}, with which the hook runs"
+        found.append(Finding(Verdict.FAIL, what, "install the distribution's python3"))
+    found += _under_apparmor(scene)
+    found += _under_selinux(scene)
+    return found or [passed(f"{INTERPRETER} is there, and no security module is in the way")]
+
+
+def _under_apparmor(scene: Scene) -> list[Finding]:
+    if scene.host.read(_APPARMOR) != "Y":
+        return []
+    profiles = [path for path in _PROFILES.values() if scene.host.exists(path)]
+    found = []
+    for path in profiles:
+        texts = [scene.host.read(path), scene.host.read(path.replace("apparmor.d/", "apparmor.d/local/"))]
+        if any("/etc/libvirt/hooks/" in (text or "") for text in texts):
+            found.append(passed(f"the AppArmor profile {path} lets hooks run"))
+        else:
+            what = f"the AppArmor profile {path} does not name /etc/libvirt/hooks"
+            fix = "sudo journalctl -k -g DENIED shows what it refuses"
+            found.append(Finding(Verdict.WARN, what, fix))
+    return found
+
+
+def _under_selinux(scene: Scene) -> list[Finding]:
+    if scene.host.read(_SELINUX) != "1" or scene.outside.hook_written is None:
+        return []
+    found = []
+    label = scene.outside.hook_label
+    kind = label.split(":")[2] if label.count(":") >= 2 else ""
+    if kind and kind != _HOOK_TYPE:
+        what = f"the hook is labelled {kind}, not {_HOOK_TYPE}"
+        found.append(Finding(Verdict.FAIL, what, "sudo restorecon -Rv /etc/libvirt/hooks"))
+    switch = scene.host.read(_UNCONFINED)
+    if switch is not None and not switch.startswith("1"):
+        what = "SELinux confines hooks (virt_hooks_unconfined is off): the hook cannot write to sysfs"
+        found.append(Finding(Verdict.FAIL, what, "sudo setsebool -P virt_hooks_unconfined on"))
+    return found or [passed("SELinux lets the hook work")]
+
+
+def _others(scene: Scene) -> list[Finding]:
+    found = []
+    for path in scene.hook.others:
+        if path.endswith(_BACKUPS) or path.rpartition("/")[2].startswith("."):
+            what = f"{path} looks like a backup, and libvirt runs it at every start and stop"
+            found.append(Finding(Verdict.WARN, what, f"sudo chmod -x {path}", path))
+        else:
+            what = f"{path} runs at every start and stop too"
+            fix = "see that it does not move the same devices: virtpass does that now"
+            found.append(Finding(Verdict.WARN, what, fix, path))
+    return found or [passed("libvirt runs no other hook for domains")]
+
+
+def _daemon(scene: Scene) -> list[Finding]:
+    outside = scene.outside
+    if outside.libvirt_version:
+        unit = outside.daemon or "started on demand"
+        return [passed(f"libvirt {outside.libvirt_version} answers ({unit})")]
+    if outside.libvirt_refuses:
+        what = f"libvirt does not answer this user: {outside.libvirt_problem}"
+        return [Finding(Verdict.UNKNOWN, what, "sudo virtpass doctor")]
+    what = f"libvirt does not answer: {outside.libvirt_problem}"
+    fix = "sudo systemctl start libvirtd, or virtqemud.socket where the daemon is split"
+    return [Finding(Verdict.FAIL, what, fix)]
+
+
+def _member(scene: Scene) -> list[Finding]:
+    outside = scene.outside
+    if outside.is_root:
+        return [passed("root looks, who may everything")]
+    if "libvirt" in outside.groups:
+        return [passed(f"{outside.user} is in the group libvirt")]
+    user = outside.user or "this user"
+    what = f"{user} is not in the group libvirt: virt-manager asks for a password"
+    return [Finding(Verdict.WARN, what, f"sudo usermod -aG libvirt {outside.user}, and log in anew")]
+
+
+def _locked_memory(scene: Scene) -> list[Finding]:
+    process = scene.outside.daemon_process
+    if process is None:
+        return [passed("no daemon runs now; as a system service it may lock all memory")]
+    text = scene.host.read(f"/proc/{process}/limits")
+    line = next((one for one in (text or "").splitlines() if one.startswith("Max locked memory")), "")
+    fields = line.split()
+    if len(fields) < 5:
+        return [Finding(Verdict.UNKNOWN, f"the limits of {scene.outside.daemon} cannot be read")]
+    capable = _capabilities(scene.host.read(f"/proc/{process}/status") or "")
+    if fields[4] == "unlimited" or capable:
+        return [passed(f"{scene.outside.daemon} may let guests lock their memory")]
+    what = f"{scene.outside.daemon} may let guests lock {fields[4]} bytes, and a device locks all of theirs"
+    return [Finding(Verdict.FAIL, what, "let it run as a system service with CAP_SYS_RESOURCE")]
+
+
+def _capabilities(status: str) -> bool:
+    """Tell whether a process may raise limits (CAP_SYS_RESOURCE, bit 24)."""
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            try:
+                return bool(int(line.split()[1], 16) & 1 << 24)
+            except (ValueError, IndexError):
+                return False
+    return False
+
+
+CHECKS = (
+    Check(
+        "libvirt",
+        "the libvirt daemon",
+        "Domains live in libvirt's system daemon, as virt-manager's qemu:///system. A session daemon cannot"
+        " give devices away.",
+        _daemon,
+    ),
+    Check(
+        "libvirt-group",
+        "who may use libvirt",
+        "Members of the group libvirt manage domains without a password. It is as good as root.",
+        _member,
+    ),
+    Check(
+        "locked-memory",
+        "memory that guests may lock",
+        "A device writes to the guest's memory whenever it likes, so all of it has to stay where it is."
+        " libvirt raises the limit, if it may.",
+        _locked_memory,
+    ),
+    Check(
+        "hook",
+        "the hook",
+        "libvirt calls the hook at each start and stop of a domain: that is when the card changes hands."
+        " Without it libvirt moves the devices itself, and none of virtpass' checks is made.",
+        _installed,
+    ),
+    Check(
+        "hook-known",
+        "whether the daemon calls the hook",
+        "The daemon remembers whether there were any hooks when it started or was reloaded. A hook that came"
+        " later is not called.",
+        _known,
+    ),
+    Check(
+        "hook-runs",
+        "whether the hook may run",
+        "The hook runs confined as the daemon is: AppArmor and SELinux decide what it may execute and write.",
+        _runnable,
+    ),
+    Check(
+        "hook-others",
+        "other hooks",
+        "libvirt runs every executable file in its hook directories, hidden files and backups of editors too."
+        " One that unbinds devices or stops the desktop works against virtpass, and may hang the daemon.",
+        _others,
+    ),
+)

@@ -1,0 +1,95 @@
+"""What the checks look at: the host's files, and what only its daemons and its user can tell."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from virtpass.hook.install import HookStatus, hook_status
+from virtpass.host.facts import HostFacts, read_facts
+from virtpass.host.iommu import Iommu, read_iommu
+from virtpass.host.status import Check as HostCheck
+from virtpass.pci.inventory import Device, Inventory, read_inventory
+from virtpass.system.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What is in no file of the host; a record of it stands in for daemons that are elsewhere.
+
+    Attributes:
+        is_root: whether root looks.
+        user: who looks.
+        groups: the groups of that user.
+        libvirt_version: such as "9.0.0"; empty when libvirt does not answer.
+        libvirt_problem: why it does not answer; empty when it does.
+        libvirt_refuses: whether it answers, but not to this user.
+        daemon: the unit of the daemon that runs domains, such as "libvirtd.service"; empty when none runs.
+        daemon_process: its process number, None for none.
+        daemon_looked: when it last looked for hooks: its start or reload, in seconds since the epoch; None
+            when that is not known.
+        hook_written: when the hook was last changed, in seconds since the epoch; None without a hook.
+        hook_label: the SELinux label of the hook; empty without.
+        running: UUIDs of the domains that run; None when libvirt does not answer.
+        wanted: for each domain with PCI devices: its name, and the devices that are not there.
+        host_checks: what `virtpass host status` has compared; empty when nothing was applied.
+        is_unfinished: whether a change of the host was cut off.
+    """
+
+    is_root: bool = False
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    libvirt_version: str = ""
+    libvirt_problem: str = ""
+    libvirt_refuses: bool = False
+    daemon: str = ""
+    daemon_process: int | None = None
+    daemon_looked: float | None = None
+    hook_written: float | None = None
+    hook_label: str = ""
+    running: tuple[str, ...] | None = None
+    wanted: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    host_checks: tuple[HostCheck, ...] = ()
+    is_unfinished: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A host at one moment; what several checks need is read once.
+
+    Attributes:
+        host: its files.
+        outside: what is in no file.
+    """
+
+    host: Host
+    outside: Outside
+
+    @cached_property
+    def facts(self) -> HostFacts:
+        """Distribution, firmware, kernels."""
+        return read_facts(self.host)
+
+    @cached_property
+    def iommu(self) -> Iommu:
+        """The IOMMU."""
+        return read_iommu(self.facts)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        """The PCI devices."""
+        return read_inventory(self.host)
+
+    @cached_property
+    def hook(self) -> HookStatus:
+        """The hook."""
+        return hook_status(self.host)
+
+    @cached_property
+    def cards(self) -> tuple[Device, ...]:
+        """The graphics cards, without virtual functions."""
+        return tuple(
+            one for one in self.inventory.devices.values() if one.is_display and not one.physical_function
+        )
+
+    def name(self, device: Device) -> str:
+        """Return the sysfs directory of a device."""
+        return f"/sys/bus/pci/devices/{device.address}"

@@ -1,0 +1,132 @@
+"""Everything that stands between this host and a working passthrough."""
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+
+from virtpass.doctor.catalogue import CHECKS, examine
+from virtpass.doctor.check import Check, Outcome, Verdict, worst
+from virtpass.doctor.scene import Outside, Scene
+from virtpass.hook.install import HOOK
+from virtpass.operations import host_preparation
+from virtpass.operations.domains import list_domains
+from virtpass.system.daemon import active_daemon, last_change
+from virtpass.system.errors import NotFoundError, PermissionDeniedError, VirtpassError
+from virtpass.system.host import Host
+from virtpass.system.libvirt import SYSTEM, Connection
+
+# Seconds. A daemon that hangs is a finding, and must not hold up all the others.
+_LIBVIRT_DEADLINE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What all checks found.
+
+    Attributes:
+        outcomes: one for each check, in the order of the catalogue.
+        is_root: whether root looked; others see less.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    is_root: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all."""
+        return worst(outcome.verdict for outcome in self.outcomes)
+
+
+def examine_host(host: Host, uri: str = SYSTEM) -> Examination:
+    """Run all checks; needs no permission, and sees less without. Changes nothing."""
+    outside = look_outside(host, uri)
+    return Examination(tuple(examine(Scene(host, outside))), outside.is_root)
+
+
+def check_named(reference: str) -> Check:
+    """Return a check by its id.
+
+    Raises:
+        NotFoundError: there is none; the message lists all.
+    """
+    for check in CHECKS:
+        if check.reference == reference:
+            return check
+    known = ", ".join(check.reference for check in CHECKS)
+    raise NotFoundError("no-check", f"there is no check '{reference}'", f"the checks are {known}")
+
+
+def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
+    """Ask those who have no file of it: libvirt, systemd, and who the user is."""
+    version, problem, is_refused = "", "", False
+    running: tuple[str, ...] | None = None
+    wanted: list[tuple[str, tuple[str, ...]]] = []
+    try:
+        with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
+            version = _dotted(connection.version)
+            domains = list_domains(connection, host)
+            running = tuple(one.uuid for one in domains if one.is_active)
+            for domain in domains:
+                missing = tuple(str(one.address) for one in domain.devices if one.seen is None)
+                wanted += [(domain.name, missing)] if domain.devices else []
+    except VirtpassError as error:
+        problem, is_refused = error.what, isinstance(error, PermissionDeniedError)
+    unit = None if host.root else active_daemon()
+    process, looked = last_change(unit) if unit is not None else (None, None)
+    try:
+        status = host_preparation.status(host)
+        compared, is_unfinished = status.checks, status.is_unfinished
+    except VirtpassError:
+        compared, is_unfinished = (), False
+    written, label = _hook_file(host)
+    user, groups = _user()
+    return Outside(
+        is_root=os.geteuid() == 0,
+        user=user,
+        groups=groups,
+        libvirt_version=version,
+        libvirt_problem=problem,
+        libvirt_refuses=is_refused,
+        daemon=unit or "",
+        daemon_process=process,
+        daemon_looked=looked,
+        hook_written=written,
+        hook_label=label,
+        running=running,
+        wanted=tuple(wanted),
+        host_checks=compared,
+        is_unfinished=is_unfinished,
+    )
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+
+
+def _hook_file(host: Host) -> tuple[float | None, str]:
+    """Return when the hook was last changed, and its SELinux label."""
+    path = host.path(HOOK)
+    try:
+        written = os.stat(path).st_ctime
+    except OSError:
+        return None, ""
+    try:
+        label = os.getxattr(path, "security.selinux").decode("utf-8", "replace").rstrip("\0")
+    except OSError:
+        label = ""
+    return written, label
+
+
+def _user() -> tuple[str, tuple[str, ...]]:
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return "", ()
+    groups = []
+    for number in os.getgroups():
+        try:
+            groups.append(grp.getgrgid(number).gr_name)
+        except KeyError:
+            continue
+    return name, tuple(groups)
