@@ -24,7 +24,7 @@ NEEDS_test-fast := environment checks
 NEEDS_lab := environment deb lab
 NEEDS_deb := deb
 NEEDS_lint := environment checks
-NEEDS_bench := environment bench
+NEEDS_bench := environment bench deb lab
 NEEDS_image := environment lab
 GROUPS := $(sort $(foreach goal,$(MAKECMDGOALS),$(or $(NEEDS_$(goal)),environment)))
 
@@ -44,7 +44,7 @@ lab: packages environment deb image  ## Run the tests on a virtual machine with 
 image: packages environment
 	@$(PYTHON) -m tests.lab.image
 
-bench: packages environment  ## Measure what a user waits for
+bench: packages environment deb  ## Measure what a user waits for, also in a virtual machine
 	$(PYTHON) -m tests.bench
 
 deb: packages  ## Build dist/virtpass_VERSION_all.deb

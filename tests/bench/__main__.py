@@ -1,28 +1,34 @@
-"""``make bench``: prints a table and writes ``build/bench.json``.
+"""``make bench``: prints tables and writes ``build/bench.json``.
 
-Every figure is a ratio between two things that were measured in turns, so that a machine which changes its
-speed changes both. The median of the pairs' ratios is what counts.
+First what needs no virtual machine, then what a machine of the lab has to say. Every figure is a ratio
+between two things that were measured in turns, so that a machine which changes its speed changes both. The
+median of the pairs' ratios is what counts.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from tests.bench import lab
+from tests.bench.figure import Figure, figure, print_figures
+from tests.lab.debian import BuildError
+from tests.lab.machine import CommandFailed, CommandTimeout, MachineLost
+from tests.lab.progress import say
 from tests.simulation import AUDIO, CARD, SimulatedHost, desktop, domain_xml
 from virtpass.hook import payload
 from virtpass.operations.devices import list_devices
 from virtpass.pci.address import PciAddress
 
 ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "build" / "bench.json"
 PYTHON = "/usr/bin/python3"
 
 # A domain as virt-install makes it has about this much XML after its memory's size.
@@ -57,27 +63,6 @@ status = run(host, sys.argv[3], open(sys.argv[4], "rb").read())
 os.write(1, str(host.kernel).encode())
 os._exit(status)
 """
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One comparison.
-
-    Attributes:
-        name: what was measured.
-        ours: median seconds of what we do.
-        theirs: median seconds of what it is compared with.
-        ratio: median of the pairs' ratios.
-        aim: the ratio that is wanted.
-        runs: number of pairs.
-    """
-
-    name: str
-    ours: float
-    theirs: float
-    ratio: float
-    aim: float
-    runs: int
 
 
 def spawn(
@@ -150,14 +135,7 @@ def compare(
         after()
         if number >= 2:
             pairs.append(pair)
-    return Figure(
-        name,
-        statistics.median(pair[0] for pair in pairs),
-        statistics.median(pair[1] for pair in pairs),
-        statistics.median(pair[0] / pair[1] for pair in pairs),
-        aim,
-        runs,
-    )
+    return figure(name, pairs, aim)
 
 
 def gate(directory: Path) -> list[Figure]:
@@ -249,22 +227,34 @@ def generated(root: Path, count: int) -> SimulatedHost:
 
 
 def main() -> int:
-    """Run all benchmarks."""
+    """Run all benchmarks; return the exit status, which says nothing of the figures."""
+    packages = sorted((ROOT / "dist").glob("virtpass_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not packages:
+        say("no Debian package in dist/: make deb builds it")
+        return 1
     # In memory, as /run is where the hook writes.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         directory = Path(name)
         figures = [*gate(directory), *hook(directory), *devices(directory)]
-    print(f"{'':<46} {'ours':>10} {'theirs':>10} {'ratio':>6} {'aim':>5} {'runs':>5}")
-    for figure in figures:
-        print(
-            f"{figure.name:<46} {figure.ours * 1000:>7.2f} ms {figure.theirs * 1000:>7.2f} ms "
-            f"{figure.ratio:>6.2f} {figure.aim:>5.1f} {figure.runs:>5}"
-        )
-    output = ROOT / "build" / "bench.json"
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n", encoding="utf-8")
-    print(f"written to {output.relative_to(ROOT)}")
+    print_figures(figures)
+    write(figures)
+    try:
+        seconds = lab.measure(packages[-1])
+    except (BuildError, CommandFailed, CommandTimeout, MachineLost) as error:
+        say(str(error))
+        return 1
+    compared = lab.figures(seconds)
+    lab.print_ways(seconds)
+    print_figures(compared)
+    write([*figures, *compared])
+    print(f"written to {OUTPUT.relative_to(ROOT)}")
     return 0
+
+
+def write(figures: list[Figure]) -> None:
+    """Write comparisons to the file."""
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps([asdict(one) for one in figures], indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
