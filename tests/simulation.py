@@ -165,6 +165,8 @@ class SimulatedHost(Host):
         self.put(f"{path}/sriov_totalvfs", f"{total}\n")
         self.put(f"{path}/sriov_numvfs", "0\n")
         self.put(f"{path}/sriov_drivers_autoprobe", "1\n")
+        self.put(f"{path}/sriov_offset", "128\n")
+        self.put(f"{path}/sriov_stride", "2\n")
         self.put(f"{path}/native_of_functions", f"{driver} {group}\n")
 
     def add_mediated_type(self, parent: PciAddress, name: str, available: int, label: str = "") -> None:

@@ -1,11 +1,14 @@
 """Files and locks of a host, on real files."""
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from virtpass.operations.recovery import recover
 from virtpass.system import host as files
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
+from virtpass.system.worker import Worker
 
 
 @pytest.fixture
@@ -89,6 +93,30 @@ def test_a_program_gets_nothing_of_ours_and_is_not_waited_for_for_ever(own: Host
     assert time.monotonic() - began < 4
     assert own.run(["/bin/sh", "-c", "exit 3"], 10) == 3
     assert own.run(["/nonexistent"], 10) == 127
+
+
+def test_the_end_of_a_program_is_waited_for_and_not_looked_for(
+    own: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unexpected(seconds: float) -> None:
+        raise AssertionError(f"slept {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", unexpected)
+    before = os.listdir("/proc/self/fd")
+    assert own.run(["/bin/sh", "-c", "sleep 0.2; exit 3"], 10) == 3
+    assert own.run(["/bin/sh", "-c", "kill -9 $$"], 10) == -9
+    assert own.run(["/bin/sleep", "5"], 0.0) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(("limit", "size"), [(0, 4096), (200_000, 200_000)])
+def test_all_that_a_program_says_is_kept_where_it_matters(own: Host, limit: int, size: int) -> None:
+    Path(own.path("/program")).write_text("#!/bin/sh\nhead -c 200000 /dev/zero | tr '\\0' x\n")
+    os.chmod(own.path("/program"), 0o755)
+    assert own.run_program(["/program"], {}, 30, limit=limit) == (0, "x" * size)
+    with pytest.raises(OSError, match="says more than 199999 bytes") as caught:
+        own.run_program(["/program"], {}, 30, limit=199_999)
+    assert caught.value.errno == errno.EMSGSIZE
 
 
 def test_what_it_says_does_not_reach_whoever_called_us(own: Host, capfd: pytest.CaptureFixture[str]) -> None:
@@ -271,8 +299,107 @@ def test_a_configuration_space_that_does_not_answer_is_not_waited_for(stopped: H
 
 
 def test_memory_maps_that_do_not_answer_are_not_waited_for(stopped: Host) -> None:
+    began = time.monotonic()
+    assert stopped.mapped(["1"], ["/dev/dri/card0"], 0.1) == {}
+    assert time.monotonic() - began < 5
+    assert stopped.unseen_processes == {"1"}
+
+
+NODE = "/dev/dri/card0"
+SILENT = {"7", "150"}
+
+
+def with_maps(host: Host, count: int) -> list[str]:
+    """Let processes run that have a node mapped."""
+    processes = [str(number) for number in range(1, count + 1)]
+    for one in processes:
+        os.makedirs(host.path(f"/proc/{one}"), exist_ok=True)
+        if one not in SILENT:
+            Path(host.path(f"/proc/{one}/maps")).write_text(f"7f00-7f10 rw-s 00000000 00:05 1 {NODE}\n")
+    return processes
+
+
+@pytest.fixture
+def silent(own: Host) -> Iterator[set[str]]:
+    """Processes whose maps make everybody wait who opens them, as a fifo does."""
+    paths = [own.path(f"/proc/{one}/maps") for one in SILENT]
+    for path in paths:
+        os.makedirs(os.path.dirname(path))
+        os.mkfifo(path)
+    yield SILENT
+    for path in paths:
+        with suppress(OSError):  # nobody waits
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_processes_beside_one_that_does_not_answer_are_seen(own: Host, silent: set[str]) -> None:
+    processes = with_maps(own, 200)
+    began = time.monotonic()
+    assert own.mapped(processes, [NODE], 5.0) == {one: NODE for one in processes if one not in silent}
+    assert time.monotonic() - began < 5
+    assert own.unseen_processes == silent
+    began = time.monotonic()
+    assert len(own.mapped(processes, [NODE], 5.0)) == 198
+    assert time.monotonic() - began < files._MAPS_DEADLINE
+    assert own.unseen_processes == silent
+
+
+def test_processes_for_which_there_was_no_time_are_seen_the_next_time(own: Host) -> None:
+    processes = with_maps(own, 3)
+    assert own.mapped(processes, [NODE], 0.0) == {}
+    assert own.unseen_processes == set(processes)
+    assert len(own.mapped(processes, [NODE], 5.0)) == 3
+    assert own.unseen_processes == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_busy"),
+    [
+        ("ENOENT", False),
+        ("ENXIO", False),
+        ("ENODEV", False),
+        ("ENOMEDIUM", False),
+        ("EACCES", False),
+        ("EPERM", False),
+        ("EBUSY", True),
+        ("EIO", True),
+        ("EMFILE", True),
+        ("EPIPE", True),
+        ("EAGAIN", True),
+        ("ENOMEM", True),
+    ],
+)
+def test_only_what_is_certainly_free_is_free(
+    own: Host, monkeypatch: pytest.MonkeyPatch, name: str, is_busy: bool
+) -> None:
+    Path(own.path("/node")).write_text("")
+    number = getattr(errno, name)
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Worker, "open", refuse)
+    assert own.is_claimed("/node") is is_busy
+    assert own.device_node_is_busy("/node") is is_busy
+
+
+def test_what_the_kernel_itself_says_of_a_node(own: Host) -> None:
+    os.mkdir(own.path("/directory"))
+    assert own.device_node_is_busy("/directory")  # EISDIR
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(own.path("/socket"))
+        assert not own.device_node_is_busy("/socket")  # ENXIO
+
+
+def test_a_write_that_has_not_come_back_may_still_be_made(own: Host) -> None:
+    os.mkfifo(own.path("/attribute"))
+    assert not own.may_be_written_yet("/attribute")
     with pytest.raises(OSError, match="no answer"):
-        stopped.mapped(["1"], ["/dev/dri/card0"], 0.1)
+        own.write_attribute("/attribute", "x", 0.1)
+    with open(own.path("/attribute"), "rb") as end:
+        assert end.read() == b"x"
+    assert own.may_be_written_yet("/attribute")
+    assert not own.may_be_written_yet("/other")
 
 
 def test_a_file_of_ours_is_read_whole_or_not_at_all(own: Host, monkeypatch: pytest.MonkeyPatch) -> None:

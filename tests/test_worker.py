@@ -12,7 +12,21 @@ import pytest
 
 from virtpass.binding import engine
 from virtpass.system.host import Host
-from virtpass.system.worker import Worker
+from virtpass.system.worker import Worker, first_parent
+
+# The number of the system call that opens a file, on x86 and on all newer architectures.
+OPENAT = ("257", "56")
+
+
+class OneProcess(Host):
+    """The machine with one process: others may run the same tests on it."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self.process = process
+
+    def names(self, path: str) -> list[str]:
+        return [self.process] if path == "/proc" else super().names(path)
 
 
 @pytest.fixture
@@ -92,6 +106,22 @@ def test_it_says_in_proc_whose_child_it_is(worker: Worker, tmp_path: Path) -> No
     assert comm == f"virtpass{os.getpid()}"[:15]
 
 
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        ("virtpass4194304", 4194304),
+        ("virtpass1", 1),
+        ("4711", None),
+        ("xvirtpass4711", None),
+        ("virtpass", None),
+        ("virtpass\u0664", None),
+        ("virtpass" + "9" * 5000, None),
+    ],
+)
+def test_a_name_tells_the_parent_only_if_it_is_a_child_s(name: str, parent: int | None) -> None:
+    assert first_parent(name) == parent
+
+
 def test_it_finds_what_is_mapped(worker: Worker, tmp_path: Path) -> None:
     node = tmp_path / "node"
     node.write_bytes(b"x" * 4096)
@@ -116,14 +146,19 @@ worker.write({str(fifo)!r}, "x", 60)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as killed:
         assert killed.stdout is not None
         child = killed.stdout.readline().strip()
-        host, end = Host(), time.monotonic() + 10
-        while host.read(f"/proc/{child}/comm") != f"virtpass{killed.pid}":
-            assert time.monotonic() < end
-        assert not engine._orphans(host)
-        killed.kill()
-    while not engine._orphans(host):
-        assert time.monotonic() < end
-    with open(fifo, "rb") as reader:
-        reader.read()
+        host, end = OneProcess(child), time.monotonic() + 30
+        try:
+            # Killed before that, the parent would not have asked for anything.
+            while (host.read(f"/proc/{child}/syscall") or "").split(" ")[0] not in OPENAT:
+                assert time.monotonic() < end
+            assert host.read(f"/proc/{child}/comm") == f"virtpass{killed.pid}"
+            assert not engine._orphans(host)
+            killed.kill()
+            while not engine._orphans(host):
+                assert time.monotonic() < end
+        finally:
+            killed.kill()
+            # Whatever was found, the child does not stay.
+            os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
     while engine._orphans(host):
         assert time.monotonic() < end

@@ -32,6 +32,7 @@ class Desktop(SimulatedHost):
         loaded_again: modules that are in use.
         endless: modules whose unloading does not come back.
         dependents: services that go down with another one.
+        listening: sockets of users' sound servers that are active.
         staying: users who are logged in from elsewhere, or linger.
         system_state: what systemd says of the host as a whole.
     """
@@ -44,6 +45,7 @@ class Desktop(SimulatedHost):
         self.loaded_again: set[str] = set()
         self.endless: set[str] = set()
         self.dependents: dict[str, list[str]] = {}
+        self.listening: set[str] = set()
         self.staying: set[str] = set()
         self.system_state = "running"
 
@@ -107,13 +109,17 @@ class Desktop(SimulatedHost):
         return 0 if name == "udevadm" else super().run(argv, deadline)
 
     def run_program(
-        self, argv: list[str], environment: dict[str, str], deadline: float
+        self, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
     ) -> tuple[int | None, str]:
         if argv[1] == "is-system-running":
             return 1, self.system_state
         blocks = []
-        for unit in argv[argv.index("--") + 1 :]:
-            is_active = self.exists(f"/sys/fs/cgroup/system.slice/{unit}")
+        words = argv[: argv.index("--", 6)]
+        user = next((word.rpartition("/")[2] for word in words if word.startswith("XDG_RUNTIME_DIR=")), "")
+        above = f"user.slice/user-{user}.slice/user@{user}.service" if user else "system.slice"
+        active = {path.name for path in Path(self.path(f"/sys/fs/cgroup/{above}")).rglob("*.service")}
+        for unit in argv[argv.index("--", 6) + 1 :]:
+            is_active = unit in active | (self.listening if user else set())
             state = "active" if is_active else "inactive"
             needing = " ".join(self.dependents.get(unit, []))
             blocks.append(f"Id={unit}\nActiveState={state}\nRequiredBy={needing}\nBoundBy=\nConsistsOf=")
@@ -401,6 +407,23 @@ def test_devices_and_the_port_above_them_are_kept_awake(host: Desktop) -> None:
     host.put(f"/sys/bus/pci/devices/{AUDIO}/power/control", "auto\n")
     assert effects.undo(host, journal) == []
     assert (read("power/control"), read("d3cold_allowed")) == ({"auto"}, {"1"})
+
+
+def test_an_attribute_that_is_as_it_was_is_not_written(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/sys/bus/pci/devices/{CARD}/power/control"
+    written: list[str] = []
+    monkeypatch.setattr(host, "write_attribute", lambda path, value, deadline: written.append(value))
+    for present in ("auto", "other", "on"):
+        host.put(path, f"{present}\n")
+        attributes.put_back(host, (path, "auto", "on"))
+    assert written == ["auto"]
+    # A write that has not come back may still change it; another one waits behind it.
+    host.put(path, "auto\n")
+    monkeypatch.setattr(host, "may_be_written_yet", lambda asked: asked == path)
+    attributes.put_back(host, (path, "auto", "on"))
+    assert written == ["auto", "auto"]
 
 
 # nvidia

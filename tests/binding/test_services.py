@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from tests.binding.test_display import (
     PIPEWIRE,
     SHELL,
     SOUND,
+    SSH,
     USER,
     XORG,
     Desktop,
@@ -21,10 +26,10 @@ from tests.binding.test_display import (
     hand_over,
     with_lightdm,
 )
-from tests.simulation import AUDIO, CARD, GUEST, NIC, desktop
-from virtpass.binding import display, effects, reach, services
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
+from virtpass.binding import audio, display, effects, holders, reach, services
 from virtpass.binding.journal import read_journal
-from virtpass.system.errors import RefusedError
+from virtpass.system.errors import FailedError, RefusedError
 
 PERSISTENCED = "nvidia-persistenced.service"
 
@@ -100,6 +105,129 @@ def test_services_that_need_each_other_are_asked_about_once(host: Desktop) -> No
     assert services.taken_along(host, ["a.service"]) == ["b.service"]
 
 
+def active(host: Desktop, *units: str) -> None:
+    for unit in units:
+        os.makedirs(host.path(f"/sys/fs/cgroup/system.slice/{unit}"))
+
+
+def test_what_depends_on_one_that_is_not_active_goes_down_too(host: Desktop) -> None:
+    host.dependents = {"a.service": ["done.target"], "done.target": ["b.service"]}
+    active(host, "a.service", "b.service")
+    assert services.taken_along(host, ["a.service"]) == ["b.service"]
+
+
+def test_a_long_chain_is_followed_to_its_end(host: Desktop) -> None:
+    names = [f"s{number}.service" for number in range(30)]
+    host.dependents = {name: [after] for name, after in pairwise(names)}
+    active(host, *names)
+    assert services.taken_along(host, names[:1]) == names[1:]
+
+
+def systemctl(host: SimulatedHost, *lines: str) -> None:
+    """Let a script stand for systemctl; it has the units as arguments."""
+    until = 'while [ "$1" != -- ]; do shift; done; shift'
+    host.put(services.SYSTEMCTL, "\n".join(("#!/bin/sh", until, *lines, "")))
+    os.chmod(host.path(services.SYSTEMCTL), 0o755)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> SimulatedHost:
+    """A host on which a service has five hundred that depend on it: 13 KiB of names."""
+    host = SimulatedHost(os.fspath(tmp_path / "plain"))
+    systemctl(
+        host,
+        "for unit; do",
+        '[ "$unit" = "$1" ] || echo',
+        'echo "Id=$unit"; echo ActiveState=active',
+        'case $unit in lightdm*) echo "RequiredBy=$(seq -s " " -f "depends-on-it-%g.service" 500)";; esac',
+        "done",
+    )
+    return host
+
+
+def test_of_many_dependents_none_is_lost(plain: SimulatedHost) -> None:
+    found = services.taken_along(plain, [MANAGER])
+    assert found == [f"depends-on-it-{number}.service" for number in range(1, 501)]
+
+
+def test_an_answer_beyond_all_measure_is_none(plain: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_MOST_SAID", 8000)
+    with pytest.raises(FailedError, match=f"the state of {MANAGER} is not known: .*more than 8000 bytes"):
+        services.taken_along(plain, [MANAGER])
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (f"echo Id={MANAGER}; echo ActiveState=active; exit 1", "no whole answer"),
+        ("echo Failed to connect to bus", "no whole answer"),
+        ("echo ActiveState=active; echo RequiredBy=x.service", "no whole answer"),
+        (f"echo Id={MANAGER}; echo; echo Id=", "no whole answer"),
+        ("kill -9 $$", "no whole answer"),
+        ("sleep 60", "no whole answer"),
+    ],
+)
+def test_dependents_that_are_not_told_are_not_taken_for_none(
+    plain: SimulatedHost, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setattr(services, "_ASK_DEADLINE", 1.0)
+    systemctl(plain, script)
+    with pytest.raises(FailedError, match=words) as caught:
+        services.taken_along(plain, [MANAGER])
+    assert caught.value.remedy == f"try: {services.SYSTEMCTL} show {MANAGER}"
+
+
+def test_a_host_whose_systemd_cannot_be_asked_stops_nothing(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_lightdm(host)
+
+    def refuse(*_: object, **__: object) -> tuple[int | None, str]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(host, "run_program", refuse)
+    journal = begun(host)
+    with pytest.raises(FailedError, match="cannot be asked: No such file"):
+        hand_over(host, journal)
+    assert (host.programs, journal.effects) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["libvirtd.service", "virtqemud.service", "sshd.service", "systemd-logind.service", "dbus.service"],
+)
+def test_what_the_hand_over_needs_must_not_go_down_with_the_display_manager(host: Desktop, unit: str) -> None:
+    with_lightdm(host)
+    host.dependents = {MANAGER: ["kiosk.service"], "kiosk.service": [unit]}
+    active(host, "kiosk.service")
+    # It need not run.
+    assert display.stoppable(host, DEVICES).marks()
+    active(host, unit)
+    journal = begun(host)
+    with pytest.raises(RefusedError, match=f"{unit} would go down with {MANAGER}"):
+        display.stoppable(host, DEVICES)
+    with pytest.raises(RefusedError):
+        hand_over(host, journal)
+    assert (host.programs, journal.effects) == ([], [])
+
+
+def test_services_that_do_not_stop_are_named_as_a_shell_takes_them(host: Desktop) -> None:
+    with_lightdm(host)
+    host.begin(SHELL, "nvidia-persiste", f"/system.slice/{PERSISTENCED}", CARD0)
+    host.stubborn.add(MANAGER)
+    with pytest.raises(FailedError) as caught:
+        hand_over(host, begun(host))
+    assert caught.value.what == f"{MANAGER}, {PERSISTENCED} cannot be stopped"
+    assert caught.value.remedy == f"look at: systemctl status {MANAGER} {PERSISTENCED}"
+
+
+def test_without_time_nothing_is_stopped(host: Desktop) -> None:
+    journal = begun(host)
+    with pytest.raises(FailedError, match=f"no time is left to stop {MANAGER}"):
+        services.stop(host, journal, [MANAGER], 0.0)
+    assert (host.programs, journal.effects) == ([], [])
+
+
 # sound servers
 
 
@@ -124,8 +252,7 @@ def test_sound_servers_of_a_user_who_stays_are_stopped_and_started(host: Desktop
     (stop,) = host.programs
     assert stop.startswith("setpriv --reuid=1000 --regid=65534 --clear-groups /usr/bin/env XDG_RUNTIME_DIR=")
     assert stop.endswith(
-        "/run/user/1000 /usr/bin/systemctl --user stop -- pipewire.socket pipewire-pulse.socket"
-        " pulseaudio.socket pipewire.service wireplumber.service"
+        "/run/user/1000 /usr/bin/systemctl --user stop -- pipewire.service wireplumber.service"
     )
     host.programs.clear()
     found = read_journal(host, GUEST)
@@ -134,6 +261,41 @@ def test_sound_servers_of_a_user_who_stays_are_stopped_and_started(host: Desktop
     assert [one for one in host.programs if "setpriv" in one] == [
         stop.partition("--user")[0] + "--user start -- pipewire.service wireplumber.service"
     ]
+
+
+def test_sockets_of_sound_servers_are_stopped_first_and_started_again(host: Desktop) -> None:
+    with_sound(host)
+    host.put("/run/user/1000/systemd/private")
+    host.listening = {"pulseaudio.socket", "pipewire.socket"}
+    journal = begun(host)
+    hand_over(host, journal)
+    units = "pipewire.socket pulseaudio.socket pipewire.service wireplumber.service"
+    assert host.programs[0].endswith(f" --user stop -- {units}")
+    assert ("user-units", "1000", *units.split()) in journal.effects
+    host.programs.clear()
+    assert effects.undo(host, journal) == []
+    assert [one.partition(" --user ")[2] for one in host.programs if "setpriv" in one] == [
+        f"start -- {units}"
+    ]
+
+
+@pytest.mark.parametrize("slices", ["app.slice/", "app.slice/app-sound.slice/app-sound-deep.slice/", ""])
+def test_sound_servers_are_found_in_whichever_slice_they_run(host: Desktop, slices: str) -> None:
+    host.begin(PIPEWIRE, "pipewire", f"{USER}/user@1000.service/{slices}pipewire.service", SOUND)
+    assert audio.running(host, "1000") == ["pipewire.service"]
+    assert hand_over(host, begun(host)) == ["pipewire.service of user 1000 stopped"]
+
+
+def test_a_user_s_manager_that_does_not_answer_is_told(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_sound(host)
+    monkeypatch.setattr(host, "run_program", lambda *_, **__: (None, ""))
+    journal = begun(host)
+    with pytest.raises(FailedError, match=r"the state of pipewire\.socket, .* is not known") as caught:
+        hand_over(host, journal)
+    assert "--reuid=1000" in caught.value.remedy
+    assert (host.programs, journal.effects) == ([], [])
 
 
 def test_a_session_that_only_plays_sound_there_goes_on(host: Desktop) -> None:
@@ -221,6 +383,35 @@ def test_who_has_the_card_mapped_holds_it(host: Desktop) -> None:
     host.put(f"/proc/{XORG}/maps", f"7f00-7f10 rw-s 00000000 00:05 1 {CARD0}\n")
     with pytest.raises(RefusedError, match=f"game \\(process {XORG}, {CARD0}\\)"):
         display.stoppable(host, DEVICES)
+
+
+@pytest.fixture
+def stuck(host: Desktop) -> Iterator[int]:
+    """A process whose memory map makes everybody wait who opens it, as a fifo does."""
+    host.put(f"/proc/{SSH}/comm", "stuck\n")
+    path = host.path(f"/proc/{SSH}/maps")
+    os.mkfifo(path)
+    yield SSH
+    with suppress(OSError):  # nobody waits
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_process_that_does_not_answer_hides_no_other_one(
+    host: Desktop, stuck: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "mapped", lambda *asked: super(SimulatedHost, host).mapped(*asked))
+    host.put(f"/proc/{XORG}/comm", "game\n")
+    host.put(f"/proc/{XORG}/maps", f"7f00-7f10 rw-s 00000000 00:05 1 {CARD0}\n")
+    assert holders.holders(host, DEVICES) == [(XORG, "game", CARD0)]
+    warning = holders.unseen(host)
+    assert f"whether stuck (process {stuck}) has a device mapped is not known" in warning
+    began = time.monotonic()
+    assert holders.holders(host, DEVICES) == [(XORG, "game", CARD0)]
+    assert time.monotonic() - began < 0.4  # it is not asked again
+    os.unlink(host.path(f"/proc/{XORG}/maps"))
+    told: list[tuple[object, ...]] = []
+    display.hand_over(host, begun(host), DEVICES, 0.1, tell=lambda *one: told.append(one))
+    assert [one for one in told if one[0] == "warning"] == [("warning", warning, 0.0)]
 
 
 def with_screen(host: Desktop) -> None:

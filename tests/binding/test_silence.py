@@ -18,6 +18,9 @@ from virtpass.system.errors import FailedError
 
 Captured = pytest.CaptureFixture[str]
 ORPHAN = 7_000_100
+# How /proc tells the real, effective, saved and file system user of a process.
+ROOT = "Name:\tx\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n"
+USER, SET_USER_ID = ROOT.replace("\t0", "\t1077"), ROOT.replace("Uid:\t0", "Uid:\t1077")
 
 
 @pytest.fixture
@@ -106,19 +109,66 @@ def test_an_rmmod_that_has_not_come_to_the_kernel_is_waited_for(
     desk.put("/sys/module/nvidia/initstate", "live\n")
     desk.put("/proc/7000200/comm", "rmmod\n")
     desk.put("/proc/7000200/cmdline", b"/sbin/rmmod\0--\0nvidia\0")
-    monkeypatch.setattr(nvidia, "DEADLINE", 0.1)
-    with pytest.raises(FailedError, match="nvidia is still on its way"):
-        nvidia.load_again(desk, ("nvidia",))
+    desk.put("/proc/7000200/status", ROOT)
+    monkeypatch.setattr(nvidia, "_PROGRAM_DEADLINE", 0.3)
+    # As long as the kernel says that the module is there, it is.
+    assert seconds_to_load(desk) >= 0.3
     # One that removes another module is none of its business.
     desk.put("/proc/7000200/cmdline", b"/sbin/rmmod\0--\0nvidia_uvm\0")
-    nvidia.load_again(desk, ("nvidia",))
+    monkeypatch.setattr(nvidia, "_PROGRAM_DEADLINE", 30.0)
+    assert seconds_to_load(desk) < 20
     assert desk.programs == []
 
 
-def orphan(host: SimulatedHost, parent: int, *, state: str = "D", age: int = 2) -> None:
+def test_a_module_that_the_kernel_does_not_let_go_is_told(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("/sys/module/nvidia/initstate", "going\n")
+    monkeypatch.setattr(nvidia, "DEADLINE", 0.1)
+    with pytest.raises(FailedError, match="nvidia is still on its way"):
+        nvidia.load_again(desk, ("nvidia",))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "status"),
+    [
+        ("rmmod", b"rmmod\0nvidia\0", USER),
+        # A link to a set-user-ID program, of which only the effective user is root.
+        ("rmmod", b"rmmod\0nvidia\0", SET_USER_ID),
+        ("rmmod", b"rmmod\0nvidia\0", ""),
+        ("rmmod", b"x" * 100_000 + b"\0nvidia\0", ROOT),
+        ("xrmmod", b"rmmod\0nvidia\0", ROOT),
+    ],
+)
+def test_a_user_cannot_delay_the_loading_of_a_module(
+    desk: Desktop, name: str, arguments: bytes, status: str
+) -> None:
+    desk.put("/sys/module/nvidia/initstate", "live\n")
+    desk.put("/proc/7000200/comm", f"{name}\n")
+    desk.put("/proc/7000200/cmdline", arguments)
+    desk.put("/proc/7000200/status", status)
+    assert seconds_to_load(desk) < 4
+
+
+def seconds_to_load(desk: Desktop) -> float:
+    began = time.monotonic()
+    nvidia.load_again(desk, ("nvidia",))
+    return time.monotonic() - began
+
+
+def orphan(
+    host: SimulatedHost,
+    parent: int,
+    *,
+    state: str = "D",
+    age: int = 2,
+    name: str = "virtpass4711",
+    status: str = ROOT,
+) -> None:
     started = (1000 - age) * os.sysconf("SC_CLK_TCK")
     host.put("/proc/uptime", "1000.25 3000.00\n")
-    host.put(f"/proc/{ORPHAN}/comm", "virtpass4711\n")
+    host.put(f"/proc/{ORPHAN}/comm", f"{name}\n")
+    host.put(f"/proc/{ORPHAN}/status", status)
     host.put(f"/proc/{ORPHAN}/stat", f"{ORPHAN} (virtpass4711) {state} {parent} {'0 ' * 17}{started} 0 0\n")
 
 
@@ -145,6 +195,41 @@ def test_a_child_with_its_parent_one_that_has_ended_and_one_that_hangs_are_not(
     monkeypatch.setattr(engine, "_ORPHANS", 5.0)
     orphan(host, parent, state=state, age=age)
     assert seconds_to_give_back(host) < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("4711", ROOT),
+        ("virtpass", ROOT),
+        ("virtpass47x", ROOT),
+        ("virtpass4711", USER),
+        ("virtpass4711", SET_USER_ID),
+        ("virtpass4711", ""),
+    ],
+)
+def test_a_process_of_somebody_else_delays_nothing(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+) -> None:
+    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    orphan(host, 1, name=name, status=status)
+    assert seconds_to_give_back(host) < 4
+
+
+def test_nothing_is_written_to_a_device_whose_driver_hangs(desk: Desktop) -> None:
+    stuck, other = (f"/sys/bus/pci/devices/{one}/power/control" for one in (CARD, AUDIO))
+    desk.put(stuck, "auto\n")
+    desk.put(other, "auto\n")
+    journal = begun(desk)
+    power.keep_awake(desk, journal, DEVICES)
+    engine.mark_stuck(desk, CARD, "unbind")
+    desk.silent.add(stuck)
+    told: list[str] = []
+    assert effects.undo(desk, journal, stays=True, tell=lambda *what: told.append(str(what[1]))) == []
+    assert (desk.read(stuck), desk.read(other)) == ("on", "auto")
+    assert any("left, a driver hangs" in one for one in told)
+    # What was not undone is not said to be.
+    assert journal.effects == [(attributes.ATTRIBUTE, stuck, "auto", "on")]
 
 
 def test_where_a_device_is_stuck_its_child_is_not_waited_for_long(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.binding.test_faults import FaultyHost, Killed
 from tests.simulation import GUEST, OTHER, SimulatedHost, add_processors, domain_xml
-from virtpass.binding import effects, engine, tuning
+from virtpass.binding import effects, engine, governors, tuning
 from virtpass.binding.cpu_lists import parse_list
 from virtpass.binding.demand import Demand
 from virtpass.binding.journal import Journal, read_journal
@@ -584,6 +584,32 @@ def test_without_pinning_all_cpus_have_the_governor(host: SimulatedHost) -> None
     assert [governor(host, policy) for policy in (0, 2, 4, 6)] == ["performance"] * 4
     stop(host)
     assert [governor(host, policy) for policy in (0, 2, 4, 6)] == ["powersave"] * 4
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("governors", "the governor of policy2 is not set"),
+        ("interrupts", "interrupt 0 is not moved"),
+    ],
+)
+def test_without_time_nothing_more_is_written(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, part: str, words: str
+) -> None:
+    before = state(host)
+    monkeypatch.setattr(f"virtpass.binding.{part}.BOUND", 0.0)
+    with pytest.raises(FailedError, match=f"{words}: the others have taken 0 s"):
+        start(host, governor=part == "governors", isolate=part == "interrupts")
+    assert host.calls == []
+    stop(host)
+    assert state(host) == before
+
+
+def test_a_governor_that_is_as_it_was_is_not_written(host: SimulatedHost) -> None:
+    governors.put_back(host, (GUEST, "policy2", "powersave"))
+    host.put("/sys/devices/system/cpu/cpufreq/policy2/scaling_governor", "performance\n")
+    governors.put_back(host, (GUEST, "policy2", "performance"))
+    assert host.calls == []
 
 
 # records that are none

@@ -253,11 +253,11 @@ def test_where_you_stand_without_libvirt_and_without_iommu(
     assert "IOMMU active, 7 groups" in out
     assert "Hook     not installed" in out
     assert "Domains  unknown: " in out
-    assert out.splitlines()[-1] == "Next     virtpass hook install"
+    assert out.splitlines()[-1] == "Next     sudo virtpass setup"
     host.switch_iommu_off()
     out = call(host, capfd)[1]
     assert "no IOMMU is active" in out
-    assert out.splitlines()[-1] == "Next     virtpass host plan"
+    assert out.splitlines()[-1] == "Next     virtpass doctor"
 
 
 def overview_at(host: SimulatedHost, uri: str) -> object:

@@ -69,7 +69,7 @@ def test_functions_at_every_boot(card: SimulatedHost, capfd: Captured) -> None:
     assert "nothing makes them at boot here: systemctl enable virtpass-functions.service\n" in err
     card.put("/etc/systemd/system/multi-user.target.wants/virtpass-functions.service")
     assert functions(card, capfd, "02:00.0", "1")[2].splitlines() == [
-        f"{NIC} has 1 virtual functions",
+        f"{NIC} has 1 virtual function",
         "at boot it gets 2, as on record; --persistent changes that, too",
     ]
     assert call(card, capfd, "device", "functions-at-boot") == (0, "", f"{NIC} has 2 virtual functions\n")
@@ -85,6 +85,42 @@ def test_functions_at_every_boot(card: SimulatedHost, capfd: Captured) -> None:
     )
     assert not card.exists(RECORD)
     assert call(card, capfd, "device", "functions-at-boot") == (0, "", "")
+
+
+def test_functions_on_demand(card: SimulatedHost, capfd: Captured) -> None:
+    status, out, _ = functions(card, capfd, "02:00.0", "2", "--on-demand", "--dry-run")
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            f"{NIC}: write 0 to sriov_drivers_autoprobe",
+            f"{NIC}: write 2 to sriov_numvfs",
+            f"write {RECORD}",
+        ],
+    )
+    assert card.calls == []
+    told = f"{NIC} has 2 virtual functions, and whenever a domain needs one\n"
+    assert functions(card, capfd, "02:00.0", "2", "--on-demand") == (0, "", told)
+    assert functions(card, capfd, "02:00.0", "1")[2].splitlines() == [
+        f"{NIC} has 1 virtual function",
+        "on demand it gets 2, as on record; --on-demand changes that, too",
+    ]
+    card.calls.clear()
+    assert call(card, capfd, "device", "functions-at-boot") == (0, "", "")
+    assert card.calls == []
+    told = f"{NIC} has 0 virtual functions\n"
+    assert functions(card, capfd, "02:00.0", "0", "--on-demand") == (0, "", told)
+    assert not card.exists(RECORD)
+
+
+def test_what_recover_says_of_functions_on_demand(card: SimulatedHost, capfd: Captured) -> None:
+    functions(card, capfd, "02:00.0", "2", "--on-demand")
+    card.calls.clear()
+    steps = f"  {NIC}: write 0 to sriov_numvfs\n  {NIC}: write 1 to sriov_drivers_autoprobe\n"
+    name = f"virtual functions of {NIC}"
+    assert call(card, capfd, "recover", "--dry-run") == (0, f"{name}: would be given back\n{steps}", "")
+    assert card.calls == []
+    assert call(card, capfd, "recover") == (0, f"{name}: recovered\n{steps}", "")
+    assert call(card, capfd, "recover")[2] == "nothing is lent: there is nothing to recover\n"
 
 
 def test_what_has_functions_says_how_to_remove_them(card: SimulatedHost, capfd: Captured) -> None:
@@ -152,6 +188,7 @@ def test_a_host_without_mediated_devices(host: SimulatedHost, capfd: Captured) -
         (("device", "functions", "2", "1"), 2, "'2' is not a PCI address"),
         (("device", "functions", "7f:00.0", "1"), 3, "there is no PCI device"),
         (("device", "functions", "02:00.0", "8"), 4, "can have 7 virtual functions, not 8"),
+        (("device", "functions", "02:00.0", "1", "--persistent", "--on-demand"), 2, "choose --persistent or"),
         (("device", "functions", "03:00.0", "1"), 4, "can have no virtual functions (SR-IOV)"),
         (("mdev", "types", "x"), 2, "'x' is not a PCI address"),
         (("mdev", "types", "02:00.0"), 4, "offers no mediated devices"),

@@ -53,6 +53,24 @@ def recorded(connection: Connection, name: str = "guest") -> list[PciAddress]:
     return [device.address for device in found.devices] if found else []
 
 
+def test_releasing_takes_out_what_virtpass_wrote_and_nothing_else(
+    connection: Connection, host: SimulatedHost
+) -> None:
+    define(connection, hostdev(str(NIC), managed=" managed='no'"), hostdev(str(TWIN)))
+    before = xml(connection)
+    assert domains.adopt(connection, host, "guest").is_applied
+    assert domains.attach(connection, host, "guest", [CARD, NIC]).is_applied
+    # Whoever looks after it twice forgets nothing of the first time.
+    assert not domains.adopt(connection, host, "guest").is_applied
+    assert not domains.release(connection, host, "guest", dry_run=True).is_applied
+    result = domains.release(connection, host, "guest")
+    assert result.is_applied
+    assert f"set managed='no' on hostdev {NIC}" in result.plan.changes
+    assert xml(connection) == before
+    with pytest.raises(RefusedError, match="does not look after"):
+        domains.release(connection, host, "guest")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_goes_into_a_domain_and_out_again(
     connection: Connection, host: SimulatedHost, name: str

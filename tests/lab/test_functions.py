@@ -145,3 +145,57 @@ def test_functions_are_there_after_a_reboot(card: Machine) -> None:
     card.put(record, RECORD)
     card.run(["systemctl", "restart", UNIT]).check()
     assert functions(card) == [FIRST, SECOND]
+
+
+@pytest.mark.parametrize("managed", ["yes", "no"])
+def test_a_start_makes_functions_on_demand_and_the_stop_removes_them(
+    card: Machine, guest: Guest, managed: str
+) -> None:
+    """libvirt looks at a device after the hook's first call only, however the domain's XML manages it."""
+    before = card.state()
+    made = virtpass(card, "device", "functions", CARD, "2", "--on-demand").check()
+    assert made.error_text == f"{CARD} has 2 virtual functions, and whenever a domain needs one\n"
+    virtpass(card, "domain", "attach", guest.name, SECOND).check()
+    if managed == "no":
+        xml = card.run(["virsh", "dumpxml", guest.name]).check().text
+        card.put(xml.replace("managed='yes'", "managed='no'"), "/run/unmanaged.xml")
+        card.run(["virsh", "define", "/run/unmanaged.xml"]).check()
+    # Nobody uses them yet.
+    assert f"virtual functions of {CARD}: recovered" in virtpass(card, "recover").check().text
+    assert card.state() == before
+    rehearsed = virtpass(card, "hook", "rehearse", guest.name).check().text
+    assert f"make 2 virtual functions of {CARD}; what does not exist yet ({SECOND})" in rehearsed
+    for _ in range(2):
+        guest.start().check()
+        assert functions(card) == [FIRST, SECOND]
+        assert (card.driver(CARD), card.driver(FIRST), card.driver(SECOND)) == ("igb", "", "vfio-pci")
+        assert IDS in [seen.ids for seen in guest.wait_ready().values()]
+        refused = virtpass(card, "device", "functions", CARD, "0")
+        assert refused.status == 4
+        guest.destroy()
+        card.wait_until(lambda: card.state() == before, "the functions are gone")
+        assert (functions(card), attribute(card, "sriov_drivers_autoprobe")) == ([], "1")
+    assert f"remove 2 virtual functions of {CARD}" in virtpass(card, "log").check().text
+
+
+def test_without_the_driver_of_the_card_the_start_says_so(card: Machine, guest: Guest) -> None:
+    virtpass(card, "device", "functions", CARD, "1", "--on-demand").check()
+    virtpass(card, "domain", "attach", guest.name, FIRST).check()
+    virtpass(card, "recover").check()
+    card.run(["sh", "-c", f"echo {CARD} > /sys/bus/pci/drivers/igb/unbind"]).check()
+    try:
+        failed = guest.start()
+        assert failed.status != 0
+        assert f"{CARD} is bound to no driver, and only its own driver makes functions" in failed.error_text
+        assert journals(card) == []
+    finally:
+        card.run(["sh", "-c", f"echo {CARD} > /sys/bus/pci/drivers/igb/bind"]).check()
+    card.wait_until(lambda: has_driver(card), "igb has the card again")
+
+
+def test_a_boot_makes_none_on_demand(card: Machine) -> None:
+    virtpass(card, "device", "functions", CARD, "2", "--on-demand").check()
+    card.reboot()
+    card.wait_until(lambda: has_driver(card), "igb has the card")
+    assert card.run(["systemctl", "is-active", UNIT]).text.strip() == "active"
+    assert functions(card) == []

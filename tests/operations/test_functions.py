@@ -38,8 +38,8 @@ def card(host: SimulatedHost) -> SimulatedHost:
 def seen(host: SimulatedHost) -> tuple[int, bool | None]:
     found = physical_function(host, NIC)
     assert found is not None
-    assert found.count == len(found.functions)
-    return found.count, found.autoprobe
+    assert found.number == len(found.functions) == int(host.read(f"{PF}/sriov_numvfs") or "")
+    return found.number, found.autoprobe
 
 
 def error_of(host: SimulatedHost, count: int) -> VirtpassError:
@@ -250,6 +250,56 @@ def cutting(
     return wrapped
 
 
+def test_a_device_whose_driver_keeps_its_lock_is_looked_at_all_the_same(card: SimulatedHost) -> None:
+    """Reading the number of functions would wait for that lock, maybe for ever."""
+    set_functions(card, NIC, 2)
+    content = card.path(f"{PF}/sriov_numvfs")
+    os.unlink(content)
+    os.mkfifo(content)
+    found = physical_function(card, NIC)
+    assert found is not None
+    assert found.functions == (FIRST, SECOND)
+
+
+def test_functions_stay_removed_when_only_the_mark_cannot_be(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_functions(card, NIC, 2)
+
+    def refused(*_: object) -> None:
+        raise FailedError("file", "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "remove_own", refused)
+        with pytest.raises(FailedError):
+            set_functions(card, NIC, 0)
+    assert seen(card) == (0, True)
+    set_functions(card, NIC, 0)
+    assert card.names("/run/virtpass/functions") == []
+
+
+def test_functions_stay_removed_when_probing_cannot_be_switched_on(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make them again then could give them to drivers of the host."""
+    set_functions(card, NIC, 2)
+    write = card.write_attribute
+
+    def failing(path: str, value: str, deadline: float) -> None:
+        write(path, value, deadline)
+        if path.endswith("sriov_drivers_autoprobe"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "write_attribute", failing)
+        with pytest.raises(FailedError) as caught:
+            set_functions(card, NIC, 0)
+    assert caught.value.what.endswith("Input/output error; its functions are removed")
+    assert seen(card) == (0, True)
+    set_functions(card, NIC, 0)
+    assert card.names("/run/virtpass/functions") == []
+
+
 def test_a_command_that_is_killed_early_leaves_no_trace(
     card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +396,10 @@ def with_serial(host: SimulatedHost, serial: str) -> None:
         b"identity 8086:10d3 8086:0000\ncount 2 3\n",
         b"identity 8086:10d3 8086:0000\ncount two\n",
         b"identity 8086:10d3 8086:0000\ncount 2\nwhen always\n",
+        b"identity 8086:10d3 8086:0000\ncount 2\nwhen\n",
+        b"identity 8086:10d3 8086:0000\ncount 2\nwhen demand now\n",
+        b"identity 8086:10d3 8086:0000\ncount 2\ncount 3\n",
+        b"identity 8086:10d3 8086:0000\nidentity 8086:1521 8086:0000\ncount 2\n",
         b"identity 8086:10d3\ncount 2\n",
         b"identity 8086:10d 8086:0000\ncount 2\n",
         b"identity 8086:10d3 8086:0000 77\ncount 2\n",

@@ -2,7 +2,7 @@
 
 from tests.simulation import CARD, NIC, SimulatedHost
 from virtpass.pci.address import PciAddress
-from virtpass.pci.functions import owner, physical_function
+from virtpass.pci.functions import PhysicalFunction, owner, physical_function
 from virtpass.pci.mediated import mediated_devices, mediated_types, parents
 
 UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
@@ -13,7 +13,7 @@ def test_a_device_that_can_have_functions(host: SimulatedHost) -> None:
     host.add_functions(NIC, 7, "igbvf", 40)
     found = physical_function(host, NIC)
     assert found is not None
-    assert (found.total, found.count, found.autoprobe, found.functions) == (7, 0, True, ())
+    assert (found.total, found.number, found.autoprobe, found.functions) == (7, 0, True, ())
 
 
 def test_functions_are_in_the_order_of_the_device(host: SimulatedHost) -> None:
@@ -21,7 +21,7 @@ def test_functions_are_in_the_order_of_the_device(host: SimulatedHost) -> None:
     host.write_attribute(f"/sys/bus/pci/devices/{NIC}/sriov_numvfs", "11", 1)
     found = physical_function(host, NIC)
     assert found is not None
-    assert found.count == len(found.functions) == 11
+    assert found.number == len(found.functions) == 11
     # Not as the names of links are sorted, in which virtfn10 comes before virtfn2.
     assert list(found.functions) == sorted(found.functions)
     assert found.functions[1] == PciAddress.parse("02:10.2")
@@ -38,7 +38,26 @@ def test_what_is_no_number_counts_as_none(host: SimulatedHost) -> None:
     found = physical_function(host, NIC)
     assert found is not None
     # Kernels before 4.12 have no automatic probing to switch off.
-    assert (found.count, found.autoprobe, found.functions) == (0, None, ())
+    assert (found.number, found.autoprobe, found.functions) == (0, None, ())
+
+
+def test_where_functions_come(host: SimulatedHost) -> None:
+    """As the lab's 82576 numbers them, and devices that go on at the next bus, or do not tell."""
+    host.add_functions(NIC, 12, "igbvf", 40)
+    host.write_attribute(f"/sys/bus/pci/devices/{NIC}/sriov_numvfs", "11", 1)
+    found = physical_function(host, NIC)
+    assert found is not None
+    assert found.expected(11) == found.functions
+    assert found.expected(0) == ()
+    last = PciAddress(0x10000, 0xFE, 0x1F, 7)
+    further = PhysicalFunction(last, 300, None, 1, 1, ())
+    assert further.expected(1) == (PciAddress(0x10000, 0xFF, 0, 0),)
+    assert further.expected(256)[-1] == PciAddress(0x10000, 0xFF, 0x1F, 7)
+    # Beyond the last bus, or without an offset, there is no such place.
+    assert further.expected(257) == ()
+    for offset, stride in ((0, 0), (0, 1), (-1, 1), (1, -1)):
+        assert PhysicalFunction(NIC, 7, None, offset, stride, ()).expected(2) == ()
+    assert PhysicalFunction(NIC, 7, None, 128, 0, ()).expected(1) == (PciAddress.parse("02:10.0"),)
 
 
 def test_the_types_of_mediated_devices(host: SimulatedHost) -> None:

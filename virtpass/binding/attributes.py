@@ -88,9 +88,10 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
     path, before, value = fields
     if not is_known(path):
         raise ValueError("not an attribute that virtpass changes")
-    # Also where it is as it was: a write of a hook that was killed may still be on its way, and this one
-    # waits for it.
-    if read(host, path) in (value, before):
+    # Where it is as it was, only if a write is still on its way, for which this one waits. Those of a hook
+    # that was killed are waited for before anything is given back.
+    present = read(host, path)
+    if present == value or (present == before and host.may_be_written_yet(path)):
         host.write_attribute(path, before, DEADLINE)
         if path.startswith(f"{_CONSOLES}/") and before == "1" and read(host, path) == "0":
             _take_consoles(host, path)

@@ -1,7 +1,8 @@
 """Sound servers of users: they keep every sound card open, and outlive the session that they play for.
 
 They belong to the user's own service manager, which goes on while the user is logged in anywhere, or lingers.
-So they are stopped there, as services of the user, with the sockets that would start them again.
+So they are stopped there, as services of the user, with the sockets that would start them again. Both are
+started again.
 
 Record (fields after the kind):
 
@@ -12,7 +13,9 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-from virtpass.binding import owners
+import time
+
+from virtpass.binding import owners, services
 from virtpass.binding.effects import GONE
 from virtpass.binding.journal import Journal
 from virtpass.system.errors import FailedError
@@ -21,6 +24,7 @@ from virtpass.system.host import Host
 UNITS = "user-units"
 
 # In the order in which they are started.
+_SOCKETS = ("pipewire.socket", "pipewire-pulse.socket", "pulseaudio.socket")
 _SERVERS = (
     "pipewire.service",
     "wireplumber.service",
@@ -28,7 +32,9 @@ _SERVERS = (
     "pipewire-pulse.service",
     "pulseaudio.service",
 )
-_SOCKETS = ("pipewire.socket", "pipewire-pulse.socket", "pulseaudio.socket")
+# Sockets first: systemd starts none whose service runs, and nobody wakes a server again when they are stopped
+# first.
+_UNITS = (*_SOCKETS, *_SERVERS)
 
 # They end at once; whoever does not within this time holds the card on, and is named.
 DEADLINE = 15.0
@@ -46,27 +52,29 @@ def server_of(host: Host, process: int) -> str:
 
 
 def running(host: Host, user: str) -> list[str]:
-    """Return the sound servers of a user that run."""
-    top = f"/sys/fs/cgroup/user.slice/user-{user}.slice/user@{user}.service"
-    slices = [top, *(f"{top}/{name}" for name in host.subdirectories(top) if name.endswith(".slice"))]
-    return [unit for unit in _SERVERS if any(host.exists(f"{one}/{unit}") for one in slices)]
+    """Return the sound servers of a user that run, and their sockets, in the order in which they start.
+
+    Raises:
+        FailedError: the user's service manager does not tell.
+    """
+    told = services.ask(host, _systemctl(user), list(_UNITS), (), DEADLINE)
+    return [unit for unit, values in zip(_UNITS, told, strict=True) if services.is_active(values)]
 
 
 def stop(host: Host, journal: Journal, user: str) -> list[str]:
     """Stop the sound servers of a user, recorded first; whether they let go is to be looked at.
 
     Returns:
-        their names.
+        their names, and those of their sockets.
 
     Raises:
-        FailedError: they could not be recorded.
+        FailedError: the user's service manager does not tell which run, or they could not be recorded.
     """
+    end = time.monotonic() + DEADLINE
     units = running(host, user)
     if units:
         journal.add((UNITS, user, *units))
-        # Sockets first, so that nobody wakes a server again. systemctl fails because of those that this user
-        # has not, and stops the others all the same.
-        host.run(_systemctl(user, "stop", (*_SOCKETS, *units)), DEADLINE)
+        host.run([*_systemctl(user), "stop", "--", *units], end - time.monotonic())
     return units
 
 
@@ -79,29 +87,21 @@ def start_again(host: Host, fields: tuple[str, ...]) -> None:
         ValueError: the record is none.
     """
     user, *units = fields
-    if not (user.isascii() and user.isdigit() and set(units) <= set(_SERVERS)):
+    if not (user.isascii() and user.isdigit() and set(units) <= set(_UNITS)):
         raise ValueError("not sound servers of a user")
     if not host.exists(f"/run/user/{user}/systemd/private"):
         return
-    if host.run(_systemctl(user, "start", tuple(units)), DEADLINE) != 0:
+    if host.run([*_systemctl(user), "start", "--", *units], DEADLINE) != 0:
         names = " ".join(units)
         raise FailedError(
             GONE, f"{names} of user {user} do not start again", "start them by hand, or log in anew"
         )
 
 
-def _systemctl(user: str, verb: str, units: tuple[str, ...]) -> list[str]:
+def _systemctl(user: str) -> list[str]:
+    """Return how systemctl is run as a user, for his own service manager."""
     as_user = [_SETPRIV, f"--reuid={user}", f"--regid={_NO_GROUP}", "--clear-groups"]
-    return [
-        *as_user,
-        _ENV,
-        f"XDG_RUNTIME_DIR=/run/user/{user}",
-        "/usr/bin/systemctl",
-        "--user",
-        verb,
-        "--",
-        *units,
-    ]
+    return [*as_user, _ENV, f"XDG_RUNTIME_DIR=/run/user/{user}", services.SYSTEMCTL, "--user"]
 
 
 UNDO = {UNITS: start_again}

@@ -15,7 +15,7 @@ import time
 
 from virtpass.binding import attributes, audio, engine, owners, services
 from virtpass.binding.effects import nobody
-from virtpass.binding.holders import SYSTEMD, holders, named
+from virtpass.binding.holders import SYSTEMD, holders, named, unseen
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -86,7 +86,9 @@ def stoppable(host: Host, addresses: list[PciAddress]) -> Asked:
     """Return who would be stopped so that devices are free.
 
     Raises:
-        RefusedError: somebody has one open who cannot be asked; the message names him.
+        RefusedError: somebody has one open who cannot be asked, or a service that the hand-over needs would
+            go down with another one; the message names them.
+        FailedError: systemd does not tell what would go down.
     """
     found = holders(host, addresses)
     units, ended, listeners = _who(host, found)
@@ -96,6 +98,7 @@ def stoppable(host: Host, addresses: list[PciAddress]) -> Asked:
     manager = owners.display_manager(host)
     if manager and (ended or manager in units):
         units = [manager, *(one for one in units if one != manager)]
+    services.refuse_to_take(host, units, _KEPT | _NEEDED)
     return Asked(units, ended, listeners)
 
 
@@ -116,7 +119,7 @@ def hand_over(
 
     Raises:
         RefusedError: somebody still has one open; what was stopped is on record.
-        FailedError: services do not stop.
+        FailedError: services do not stop, or who depends on them is not known.
     """
     done: list[str] = []
     had_nodes = [one for one in addresses if _drm_nodes(host, one)]
@@ -137,7 +140,10 @@ def hand_over(
         if not is_held:
             break
         to_stop, wait = max(to_stop - (was_asked - began), 0.0), max(wait - waited, 0.0)
-    if left := holders(host, addresses):
+    left = holders(host, addresses)
+    if warning := unseen(host):
+        tell("warning", warning, 0.0)
+    if left:
         raise _held(left, "end it first, or give it more time (virtpass domain policy DOMAIN wait=SECONDS)")
     attributes.change(host, journal, consoles(host, addresses))
     if had_nodes:

@@ -38,6 +38,9 @@ STEPS_DIRECTORY = "/etc/virtpass/hooks.d"
 # Effects whose undo starts something, or waits for what does.
 _STARTING = frozenset(("unit", "user-units", "display"))
 
+# Effects on PCI devices themselves, whose undo accesses them.
+_ON_DEVICES = frozenset(("attribute", "framebuffer"))
+
 # How the kernel refuses what it will never do: what was changed has gone, or does not know the value any
 # more.
 _NEVER = frozenset((errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.ENXIO))
@@ -76,9 +79,15 @@ def undoer(kind: str, tell: Tell = nobody) -> Undo | None:
         from virtpass.binding import steps
 
         return lambda host, fields: steps.release(host, fields, tell)
-    from virtpass.binding import audio, display, nvidia, tuning
+    from virtpass.binding import audio, display, framebuffers, nvidia, tuning
 
-    known: dict[str, Undo] = {**audio.UNDO, **display.UNDO, **nvidia.UNDO, **tuning.UNDO}
+    known: dict[str, Undo] = {
+        **audio.UNDO,
+        **display.UNDO,
+        **framebuffers.UNDO,
+        **nvidia.UNDO,
+        **tuning.UNDO,
+    }
     return known.get(kind)
 
 
@@ -112,6 +121,7 @@ def undo(
         asleep = _STARTING if services.host_is_stopping(host) else asleep
     is_dark = False
     failed: set[str] = set()
+    untouched: list[tuple[str, ...]] = []
     for kind, *fields in wanted:
         began = time.monotonic()
         count = len(problems)
@@ -119,9 +129,18 @@ def undo(
             tell("undo", f"{kind} {' '.join(fields)}: left, the host shuts down", 0.0)
             continue
         try:
+            if _is_of_stuck_device(host, kind, fields):
+                # Any access would wait for the driver that hangs. That the device is not back has been told.
+                untouched.append((kind, *fields))
+                tell("undo", f"{kind} {' '.join(fields)}: left, a driver hangs with the device", 0.0)
+                continue
             undo_one = undoer(kind, tell)
             if undo_one is None:
-                raise FailedError("effect", f"'{kind}' on record is not known to this version")
+                raise FailedError(
+                    "effect",
+                    f"'{kind}' on record is not known to this version of virtpass",
+                    "install the newer one again that wrote it, then run virtpass recover",
+                )
             if kind == "unit" and is_dark and not fields[0].startswith("getty@"):
                 raise FailedError("effect", f"{fields[0]} is not started: its display is not there")
             undo_one(host, tuple(fields))
@@ -138,10 +157,26 @@ def undo(
     if problems or stays:
         # The record stays: what is undone must neither be undone once more nor count for other domains.
         try:
-            journal.mark_undone([one for one in wanted if _group(one[0]) not in failed])
+            journal.mark_undone(
+                [one for one in wanted if _group(one[0]) not in failed and one not in untouched]
+            )
         except VirtpassError as error:
             problems.append(error)
     return problems
+
+
+def _is_of_stuck_device(host: Host, kind: str, fields: list[str]) -> bool:
+    """Tell whether an effect is one on a PCI device whose driver hangs.
+
+    Raises:
+        VirtpassError: it cannot be told.
+    """
+    from virtpass.binding import engine
+    from virtpass.pci import sysfs
+
+    # A path of an attribute, or a field that is an address: both name the device between slashes.
+    words = [word for field in fields for word in field.split("/")] if kind in _ON_DEVICES else []
+    return any(engine.is_stuck(host, address) for address in sysfs.parsed(words))
 
 
 def _group(kind: str) -> str:

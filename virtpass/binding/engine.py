@@ -19,7 +19,7 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
-from virtpass.system.worker import COMMAND, NoAnswer
+from virtpass.system.worker import NoAnswer, first_parent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ _CLOSING = 5.0
 _ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
 # Seconds. Older ones hang, though no device is marked for it, and will not write in this moment of all.
 _ORPHAN_AGE = 300.0
+# Of a file about a process.
+_PROCESS_BYTES = 4096
 
 # Once to give back, once to see that nothing is left; more when something was written late.
 _ATTEMPTS = 4
@@ -323,18 +325,40 @@ def _wait_for_orphans(host: Host) -> None:
 def _orphans(host: Host) -> bool:
     """Tell whether a child that makes accesses has lost its parent."""
     for name in host.names("/proc"):
-        first_parent = (host.read(f"/proc/{name}/comm") or "").removeprefix(COMMAND) if name.isdigit() else ""
-        if not first_parent.isdigit():
+        made_by = first_parent(process_text(host, name, "comm")) if name.isdigit() else None
+        # Everybody may call a process of his as he likes.
+        if made_by is None or not runs_as_root(host, name):
             continue
         # Fields after the name in brackets: the state, the parent, and as the twentieth the time of the start
         # in ticks since the boot. A zombie writes no more.
-        _, _, rest = (host.read(f"/proc/{name}/stat") or "").rpartition(")")
+        _, _, rest = process_text(host, name, "stat").rpartition(")")
         fields = rest.split()
-        if len(fields) < 20 or fields[0] in ("Z", "X") or fields[1] == first_parent:
+        if len(fields) < 20 or fields[0] in ("Z", "X") or fields[1] == str(made_by):
             continue
         age = _uptime(host) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
         if age < _ORPHAN_AGE:
             return True
+    return False
+
+
+def process_text(host: Host, process: str, name: str) -> str:
+    """Return the beginning of a file in the directory of a process in /proc; empty when it has ended.
+
+    What a process says of itself, such as its ``cmdline``, may be as long as it likes.
+    """
+    content = host.read_bytes(f"/proc/{process}/{name}", _PROCESS_BYTES) or b""
+    return content.decode("utf-8", "surrogateescape").strip()
+
+
+def runs_as_root(host: Host, process: str) -> bool:
+    """Tell whether root has started a process, rather than somebody else.
+
+    All four user ids count, not only the effective one, whose is the directory in /proc: a user may give a
+    set-user-ID program any name and any arguments, and let it wait for his password.
+    """
+    for line in process_text(host, process, "status").splitlines():
+        if line.startswith("Uid:"):
+            return set(line.split()[1:]) <= {"0", str(os.geteuid())}
     return False
 
 
@@ -482,12 +506,21 @@ def mark_stuck(host: Host, address: PciAddress, action: str) -> None:
         pass
 
 
+def is_stuck(host: Host, address: PciAddress) -> bool:
+    """Tell whether a driver has hung with a device since the last boot.
+
+    Raises:
+        VirtpassError: it cannot be told.
+    """
+    return host.read_own(STUCK_DIRECTORY, str(address)) is not None
+
+
 def refuse_stuck(host: Host, address: PciAddress) -> None:
     """Refuse to touch a device whose driver has hung since the last boot.
 
     Raises:
         FailedError: it is marked stuck.
     """
-    if host.read_own(STUCK_DIRECTORY, str(address)) is not None:
+    if is_stuck(host, address):
         what = f"a driver hangs with {address}, which stays as it is until the next boot"
         raise FailedError("stuck", what, "reboot the host")

@@ -71,7 +71,7 @@ def take(host: Host, journal: Journal, change: Change) -> list[str]:
         a sentence of what was done.
 
     Raises:
-        FailedError: the kernel refused one.
+        FailedError: the kernel refused one, or there was no time for all.
         VirtpassError: they could not be recorded.
     """
     if change.policies:
@@ -80,8 +80,12 @@ def take(host: Host, journal: Journal, change: Change) -> list[str]:
     for policy in change.policies:
         try:
             if host.read(_path(policy)) != PERFORMANCE:
-                left = min(_DEADLINE, max(end - time.monotonic(), 0.0))
-                host.write_attribute(_path(policy), PERFORMANCE, left)
+                left = end - time.monotonic()
+                if left <= 0:
+                    # A write without time to answer would be made, and pass for one that hangs.
+                    what = f"the governor of {policy} is not set: the others have taken {BOUND:.0f} s"
+                    raise FailedError("governor", what)
+                host.write_attribute(_path(policy), PERFORMANCE, min(_DEADLINE, left))
         except OSError as error:
             what = f"the governor of {policy} cannot be set to {PERFORMANCE}: {error.strerror}"
             raise FailedError("governor", what) from error
@@ -100,7 +104,7 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
     if not (is_uuid(uuid) and _is_policy(policy)):
         raise ValueError("not a governor")
     shared = [known for _, (_, known, _) in effects_of_others(host, uuid, GOVERNOR, 3)]
-    if policy not in shared and host.read(_path(policy)) == PERFORMANCE:
+    if policy not in shared and host.read(_path(policy)) == PERFORMANCE != base:
         try:
             host.write_attribute(_path(policy), base, _DEADLINE)
         except OSError as error:

@@ -18,7 +18,7 @@ _HARMLESS = ("input/",)
 SYSTEMD = 1
 _LOGIND = "systemd-logind"
 
-# Seconds: of an attribute, and of the memory maps of all processes.
+# Seconds: of an attribute, and of one look at the memory maps of all processes.
 _DEADLINE = 10.0
 _MAPS_DEADLINE = 5.0
 
@@ -57,13 +57,23 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
             target = host.link_target(f"/proc/{name}/fd/{descriptor}")
             if target in nodes:
                 found[int(name)] = (host.read(f"/proc/{name}/comm") or "?", target)
-    try:
-        # A mapping stays when the descriptor is closed.
-        for name, node in host.mapped(processes, sorted(nodes), _MAPS_DEADLINE).items():
-            found.setdefault(int(name), (host.read(f"/proc/{name}/comm") or "?", node))
-    except OSError:
-        pass  # a process that hangs in the kernel, perhaps with another device, must not stop every start
+    # A mapping stays when the descriptor is closed. A process that hangs in the kernel, perhaps with another
+    # device, must not stop every start: `unseen` tells of it.
+    for name, node in host.mapped(processes, sorted(nodes), _MAPS_DEADLINE).items():
+        found.setdefault(int(name), (host.read(f"/proc/{name}/comm") or "?", node))
     return [(process, *found[process]) for process in sorted(found)]
+
+
+def unseen(host: Host) -> str:
+    """Return a warning of processes whose memory maps the last look has not seen; empty for none."""
+    numbers = sorted(host.unseen_processes, key=int)
+    names = [f"{host.read(f'/proc/{one}/comm') or '?'} (process {one})" for one in numbers[:_NAMED]]
+    if not names:
+        return ""
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return (
+        f"whether {', '.join(names)}{more} has a device mapped is not known: no answer about the memory maps"
+    )
 
 
 def named(found: list[tuple[int, str, str]]) -> str:

@@ -73,7 +73,7 @@ def take(host: Host, journal: Journal, moves: Moves) -> list[str]:
         a sentence of what was done.
 
     Raises:
-        FailedError: the kernel did not answer.
+        FailedError: the kernel did not answer, or there was no time for all.
         VirtpassError: it could not be recorded.
     """
     if not moves.interrupts:
@@ -88,9 +88,13 @@ def take(host: Host, journal: Journal, moves: Moves) -> list[str]:
     staying = 0
     end = time.monotonic() + BOUND
     for number, (_, wanted) in moves.interrupts.items():
+        left = end - time.monotonic()
+        if left <= 0:
+            # A write without time to answer would be made, and pass for one that hangs.
+            what = f"interrupt {number} is not moved: the others have taken {BOUND:.0f} s"
+            raise FailedError("interrupt", what)
         try:
-            left = min(_DEADLINE, max(end - time.monotonic(), 0.0))
-            host.write_attribute(_path(number), render_list(wanted), left)
+            host.write_attribute(_path(number), render_list(wanted), min(_DEADLINE, left))
         except NoAnswer as error:
             raise FailedError("interrupt", f"interrupt {number} cannot be moved: no answer") from error
         except OSError:

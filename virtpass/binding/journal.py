@@ -13,6 +13,11 @@ a crash before the first write to a device. The records:
     undone KIND FIELD...             that is as it was again, though the rest is not
     ended                            libvirt has said that the domain has ended
 
+A version that meets a kind of record, or a format, that it does not know refuses the whole file and leaves it
+as it is: after a downgrade only the version that wrote it can tell what it means. So a new kind of record
+needs no new number; the number changes when a known kind gets another meaning or other fields. A new kind of
+*effect* does not keep devices from coming home: it alone stays on record.
+
 Imported by the hook: the imports here are on its allow-list.
 """
 
@@ -26,6 +31,10 @@ DIRECTORY = "/run/virtpass/lent"
 _LIMIT = 4 << 20
 
 _FORMAT = ("virtpass", "1")
+_KINDS = frozenset(("domain", "starter", "home", "did", "undone", "ended"))
+_LONGEST_KIND = 32
+# Reference of the error for what another version has written.
+NEWER = "journal-newer"
 _NONE = "-"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:+-")
 _UUID_LENGTHS = [8, 4, 4, 4, 12]
@@ -175,7 +184,18 @@ def read_journal(host: Host, uuid: str) -> Journal | None:
     try:
         for position, line in enumerate(lines):
             fields = [_unquoted(field) for field in line.decode("ascii").split("\t")]
+            if unknown := _unknown(fields, position):
+                what = (
+                    f"line {position + 1} of {DIRECTORY}/{uuid} is not a record of virtpass that this version"
+                )
+                raise FailedError(
+                    NEWER,
+                    f"{what} knows ({unknown})",
+                    "keep the file; if a newer virtpass wrote it, install that and run virtpass recover",
+                )
             _take(journal, fields, position)
+    except FailedError:
+        raise
     except (ValueError, IndexError, VirtpassError) as error:
         raise FailedError(
             "journal-unreadable",
@@ -188,6 +208,18 @@ def read_journal(host: Host, uuid: str) -> Journal | None:
 def journals(host: Host) -> list[str]:
     """Return the UUIDs of the domains that have a journal."""
     return [name for name in host.names(DIRECTORY) if is_uuid(name)]
+
+
+def _unknown(fields: list[str], position: int) -> str:
+    """Return what of a record that looks like one only a newer version can know; empty for nothing."""
+    kind = fields[0]
+    if position == 0:
+        is_format = len(fields) == len(_FORMAT) and kind == _FORMAT[0] and fields[1].isdecimal()
+        return f"format {fields[1]}" if is_format and tuple(fields) != _FORMAT else ""
+    is_word = (
+        kind.isascii() and kind.replace("-", "a").isalpha() and kind.islower() and len(kind) <= _LONGEST_KIND
+    )
+    return f"'{kind}'" if is_word and kind not in _KINDS else ""
 
 
 def _take(journal: Journal, fields: list[str], position: int) -> None:

@@ -19,6 +19,9 @@ DRIVER = sysfs.NVIDIA
 MODULE = "module"
 
 DEADLINE = 30.0
+# Seconds for an rmmod to come to the kernel, which is the first thing that it does.
+_PROGRAM_DEADLINE = 5.0
+_MOVING = ("going", "coming")
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -108,25 +111,28 @@ def _wait_until_settled(host: Host, name: str) -> bool:
     """Wait until nobody loads or unloads a module any more: a killed hook's rmmod goes on without it.
 
     Returns:
-        whether that is so.
+        whether the kernel has done with it. A program that may be about to unload it is waited for, no more:
+        as long as it has not come to the kernel, the module is what the kernel says it is.
     """
-    end = time.monotonic() + DEADLINE
-    while _is_on_its_way(host, name):
-        if time.monotonic() >= end:
+    began = time.monotonic()
+    while True:
+        waited = time.monotonic() - began
+        is_moving = host.read(f"/sys/module/{name}/initstate") in _MOVING
+        if not is_moving and (waited >= _PROGRAM_DEADLINE or not _is_being_removed(host, name)):
+            return True
+        if is_moving and waited >= DEADLINE:
             return False
         time.sleep(0.02)
-    return True
 
 
-def _is_on_its_way(host: Host, name: str) -> bool:
-    if host.read(f"/sys/module/{name}/initstate") in ("going", "coming"):
-        return True
-    # It may not have come to the kernel yet.
+def _is_being_removed(host: Host, name: str) -> bool:
+    """Tell whether root runs an rmmod that is to unload a module."""
     for process in host.names("/proc"):
-        if process.isdigit() and host.read(f"/proc/{process}/comm") == "rmmod":
-            words = (host.read_bytes(f"/proc/{process}/cmdline") or b"").split(b"\0")
-            if name.encode() in words:
-                return True
+        if not process.isdigit() or engine.process_text(host, process, "comm") != "rmmod":
+            continue
+        words = engine.process_text(host, process, "cmdline").split("\0")
+        if name in words and engine.runs_as_root(host, process):
+            return True
     return False
 
 

@@ -5,9 +5,13 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
+import errno
+import os
+import time
+
 from virtpass.binding import owners
 from virtpass.binding.journal import Journal
-from virtpass.system.errors import FailedError
+from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
 SYSTEMCTL = "/usr/bin/systemctl"
@@ -19,11 +23,15 @@ STOP_DEADLINE = 100.0
 _START_DEADLINE = 60.0
 _ASK_DEADLINE = 10.0
 
-# Which units go down with a unit: those that have Requires=, BindsTo= or PartOf= for it.
-_TAKEN = ("RequiredBy", "BoundBy", "ConsistsOf")
+# Which units go down with a unit: those that have Requires=, Requisite=, BindsTo= or PartOf= for it, and
+# those that it names itself (UNIT_ATOM_PROPAGATE_STOP in systemd's src/core/unit-dependency-atom.c).
+# Versions that do not know one of them leave it out.
+_TAKEN = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
 _ACTIVE = frozenset(("active", "activating", "reloading"))
-# How far such chains are followed.
-_DEEPEST = 8
+# Bytes of an answer: more than all units of a host have.
+_MOST_SAID = 4 << 20
+# How many are named in a message.
+_NAMED = 4
 
 
 def stop(host: Host, journal: Journal, units: list[str], deadline: float) -> None:
@@ -36,51 +44,116 @@ def stop(host: Host, journal: Journal, units: list[str], deadline: float) -> Non
         deadline: seconds for all of them.
 
     Raises:
-        FailedError: not all could be stopped in time, or they could not be recorded.
+        FailedError: not all could be stopped in time, they could not be recorded, or systemd does not tell
+            what depends on them.
     """
+    if deadline <= 0:
+        raise FailedError("service", f"no time is left to stop {', '.join(units)}")
     # What depends on a service is recorded before it, and so started after it.
     journal.add(*((UNIT, unit) for unit in (*reversed(taken_along(host, units)), *units)))
     if host.run([SYSTEMCTL, "stop", "--", *units], deadline) != 0:
-        names = ", ".join(units)
-        raise FailedError("service", f"{names} cannot be stopped", f"look at: systemctl status {names}")
+        what = f"{', '.join(units)} cannot be stopped"
+        raise FailedError("service", what, f"look at: systemctl status {' '.join(units)}")
 
 
 def taken_along(host: Host, units: list[str]) -> list[str]:
-    """Return the active services that go down when others are stopped, each after those that it needs."""
-    known = set(units)
-    found: list[str] = []
-    wanted = units
-    for _ in range(_DEEPEST):
+    """Return the active services that go down when others are stopped, each after those that it needs.
+
+    Raises:
+        FailedError: systemd does not tell.
+    """
+    return [unit for unit, _ in _taken(host, units) if owners.is_unit(unit)]
+
+
+def refuse_to_take(host: Host, units: list[str], needed: frozenset[str]) -> None:
+    """Refuse to stop services when one would go down with them that must not.
+
+    Any unit may have been made to depend on a display manager, by a drop-in of the distribution or of the
+    administrator; systemd would stop the libvirt daemon while that waits for the hook.
+
+    Raises:
+        RefusedError: naming both.
+        FailedError: systemd does not tell.
+    """
+    for unit, cause in _taken(host, units):
+        if unit in needed:
+            raise RefusedError(
+                "needed-service",
+                f"{unit} would go down with {cause}, and is needed for the hand-over",
+                f"take that dependency away; who has it: systemctl list-dependencies --reverse {cause}",
+            )
+
+
+def _taken(host: Host, units: list[str]) -> list[tuple[str, str]]:
+    """Return the active units that go down with others, and with which of those, the nearest first.
+
+    Raises:
+        FailedError: systemd does not tell.
+    """
+    end = time.monotonic() + _ASK_DEADLINE
+    causes = {unit: unit for unit in units}
+    found: list[tuple[str, str]] = []
+    wanted = list(units)
+    while wanted:
         below: list[str] = []
-        for unit, is_active, dependents in _properties(host, wanted):
-            if unit not in units and not is_active:
-                continue
-            if unit not in units and owners.is_unit(unit):
-                found.append(unit)
-            below += [one for one in dependents if one not in known and one not in below]
-        if not below:
-            break
-        known.update(below)
+        told = ask(host, [SYSTEMCTL], wanted, _TAKEN, end - time.monotonic())
+        for unit, values in zip(wanted, told, strict=True):
+            name = values["Id"]
+            causes.setdefault(name, causes[unit])
+            if unit not in units and name not in units and is_active(values):
+                found.append((name, causes[unit]))
+            # Those of one that is not active too: systemd goes through it to them.
+            for one in (one for key in _TAKEN for one in values.get(key, "").split()):
+                if one not in causes:
+                    causes[one] = causes[unit]
+                    below.append(one)
         wanted = below
     return found
 
 
-def _properties(host: Host, units: list[str]) -> list[tuple[str, bool, list[str]]]:
-    """Return the name of each unit, whether it is active, and which units go down with it."""
-    names = [word for name in ("Id", "ActiveState", *_TAKEN) for word in ("-p", name)]
-    found = []
+def ask(
+    host: Host, systemctl: list[str], units: list[str], names: tuple[str, ...], deadline: float
+) -> list[dict[str, str]]:
+    """Ask a service manager for properties of units.
+
+    Args:
+        host: the host.
+        systemctl: the program, with arguments that say which manager.
+        units: the units.
+        names: which properties, beside those that say which unit it is and whether it is active.
+        deadline: seconds.
+
+    Returns:
+        the properties of each unit, in the order of the units.
+
+    Raises:
+        FailedError: it does not tell, or not all.
+    """
+    wanted = [word for name in ("Id", "ActiveState", *names) for word in ("-p", name)]
+    problem = "systemctl gives no whole answer"
+    told: list[dict[str, str]] = []
     try:
-        _, output = host.run_program([SYSTEMCTL, "show", *names, "--", *units], {}, _ASK_DEADLINE)
-    except OSError:
-        return []
-    for block in output.split("\n\n"):
-        values = {}
-        for line in block.splitlines():
-            key, _, value = line.partition("=")
-            values[key] = value
-        dependents = [one for key in _TAKEN for one in values.get(key, "").split()]
-        found.append((values.get("Id", ""), values.get("ActiveState") in _ACTIVE, dependents))
-    return found
+        if deadline <= 0:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        argv = [*systemctl, "show", *wanted, "--", *units]
+        status, output = host.run_program(argv, {}, deadline, limit=_MOST_SAID)
+        if status == 0:
+            told = [_values(block) for block in output.split("\n\n")]
+    except (OSError, ValueError) as error:
+        problem = f"systemctl cannot be asked: {getattr(error, 'strerror', None) or error}"
+    if len(told) != len(units) or not all(values.get("Id") for values in told):
+        what = f"the state of {', '.join(units[:_NAMED])} is not known: {problem}"
+        raise FailedError("service", what, f"try: {' '.join([*systemctl, 'show', *units[:_NAMED]])}")
+    return told
+
+
+def is_active(values: dict[str, str]) -> bool:
+    """Tell from the properties of a unit whether it is active, or about to be."""
+    return values.get("ActiveState") in _ACTIVE
+
+
+def _values(block: str) -> dict[str, str]:
+    return {key: value for key, _, value in (line.partition("=") for line in block.splitlines())}
 
 
 def host_is_stopping(host: Host) -> bool:

@@ -14,6 +14,7 @@ from virtpass.system.host import Host
 # Each command is imported when it is called: the start of all the others does not wait for it.
 _COMMANDS = {
     "doctor": "virtpass.cli.doctor:doctor",
+    "setup": "virtpass.cli.setup:setup",
     "devices": "virtpass.cli.devices:devices",
     "device": "virtpass.cli.devices:device",
     "mdev": "virtpass.cli.mediated:mdev",
@@ -22,6 +23,7 @@ _COMMANDS = {
     "hook": "virtpass.cli.hooks:hook",
     "recover": "virtpass.cli.recovery:recover",
     "log": "virtpass.cli.hand_overs:log",
+    "uninstall": "virtpass.cli.uninstall:uninstall",
 }
 
 _INTERRUPTED = 130

@@ -89,7 +89,7 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
         lines.append(("Lent to", _borrower(report)))
     if details.functions is not None:
         found = details.functions
-        lines.append(("Functions", f"{found.count} of {found.total} virtual functions"))
+        lines.append(("Functions", f"{found.number} of {found.total} virtual functions"))
         lines += [("", str(function)) for function in found.functions]
     if details.mediated_types:
         lines.append(("Mediated", ", ".join(one.name for one in details.mediated_types)))
@@ -152,40 +152,55 @@ def reset(host: Host, address: PciAddress, uri: str) -> None:
 @click.argument("address", type=options.ADDRESS)
 @click.argument("count", type=click.IntRange(min=0))
 @click.option("--persistent", is_flag=True, help="At every boot, too; with COUNT 0: no longer.")
+@click.option(
+    "--on-demand",
+    is_flag=True,
+    help="Whenever a domain needs one, until nobody uses them; with COUNT 0: no longer.",
+)
 @options.dry_run
 @click.pass_obj
-def functions(host: Host, address: PciAddress, count: int, persistent: bool, dry_run: bool) -> None:
+def functions(
+    host: Host, address: PciAddress, count: int, persistent: bool, on_demand: bool, dry_run: bool
+) -> None:
     """Give a device COUNT virtual functions (SR-IOV), without drivers; 0 removes them.
 
     Another number than it has replaces all of them. Those in use are left alone: nothing is done then. The
-    driver of some devices loses its connection for a moment.
+    driver of some devices loses its connection for a moment, with --on-demand whenever a domain starts.
     """
+    from virtpass.binding.functions import counted
     from virtpass.operations import function_records
     from virtpass.operations import functions as operation
 
     if dry_run:
-        plan = operation.plan_functions(host, address, count, persistent=persistent)
+        plan = operation.plan_functions(host, address, count, persistent=persistent, on_demand=on_demand)
         for sentence in plan.sentences:
             say(sentence)
         if plan.is_empty:
             note("nothing to do")
         return
-    plan = operation.set_functions(host, address, count, persistent=persistent)
+    plan = operation.set_functions(host, address, count, persistent=persistent, on_demand=on_demand)
+    record = plan.record
     if plan.is_empty:
-        note(f"nothing to do: {address} has {count} virtual functions")
+        note(f"nothing to do: {address} has {counted(count)}")
     else:
-        is_kept = plan.record is not None and plan.record.count == count
-        note(f"{address} has {count} virtual functions{', at every boot' if is_kept else ''}")
-    if plan.record is not None and plan.record.count != count:
-        note(f"at boot it gets {plan.record.count}, as on record; --persistent changes that, too")
-    if plan.record is not None and not function_records.is_applied_at_boot(host):
+        when = ""
+        if record is not None and record.number == count:
+            when = ", and whenever a domain needs one" if record.is_on_demand else ", at every boot"
+        note(f"{address} has {counted(count)}{when}")
+    if record is None:
+        return
+    if record.number != count:
+        when, option = ("on demand", "--on-demand") if record.is_on_demand else ("at boot", "--persistent")
+        note(f"{when} it gets {record.number}, as on record; {option} changes that, too")
+    if not record.is_on_demand and not function_records.is_applied_at_boot(host):
         note(f"nothing makes them at boot here: systemctl enable {function_records.UNIT}")
 
 
 @device.command(hidden=True)
 @click.pass_context
 def functions_at_boot(context: click.Context) -> None:
-    """Give all devices on record their virtual functions; systemd runs this at boot."""
+    """Give all devices on record for it their virtual functions; systemd runs this at boot."""
+    from virtpass.binding.functions import counted
     from virtpass.operations import functions as operation
 
     results = operation.functions_at_boot(context.obj)
@@ -193,7 +208,7 @@ def functions_at_boot(context: click.Context) -> None:
         if result.problem is not None:
             complain(result.problem.line)
         else:
-            note(f"{result.name} has {result.count} virtual functions")
+            note(f"{result.name} has {counted(result.count)}")
     if any(result.problem is not None for result in results):
         context.exit(EXIT_FAILED)
 
@@ -266,7 +281,7 @@ def functions_json(details: DeviceDetails) -> dict[str, Any] | None:
         return None
     return {
         "total": found.total,
-        "count": found.count,
+        "count": found.number,
         "autoprobe": found.autoprobe,
         "addresses": [str(address) for address in found.functions],
     }

@@ -8,6 +8,7 @@ import click
 from virtpass.binding.policy import DEFAULT_POLICY, WAIT, Policy, known_policy
 from virtpass.cli import options
 from virtpass.cli.output import note, say, say_json
+from virtpass.domain.plan import DomainPlan
 from virtpass.domain.policy import meaning, parse_settings, unlike
 from virtpass.operations import domains
 from virtpass.operations.domains import DomainReport, DomainResult
@@ -187,10 +188,15 @@ def _change(uri: str, change: Callable[[Connection], DomainResult]) -> None:
         for sentence in plan.changes:
             note(f"{name}: {sentence}")
     else:
-        for line in plan.diff.splitlines():
-            say(line, colour=_COLOURS.get(line[:1]))
+        show_diff(plan)
     for text in result.notes:
         note(f"note: {text}")
+
+
+def show_diff(plan: DomainPlan) -> None:
+    """Print the change of a domain's XML."""
+    for line in plan.diff.splitlines():
+        say(line, colour=_COLOURS.get(line[:1]))
 
 
 def report_json(report: DomainReport) -> dict[str, Any]:

@@ -70,20 +70,24 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     if as_json:
         say_json(rehearsal_json(found))
     else:
-        for number, step in enumerate(found.steps, 1):
-            bound = f"  (at most {step.bound:.0f} s)" if step.bound is not None else ""
-            say(f"{number:>2}. {one_line(step.text)}{bound}")
-        if found.problem is not None:
-            note(f"the start would be refused: {found.problem.line}")
-        else:
-            lost = any(not step.is_undone for step in found.steps)
-            undone = "all of this is undone when it stops"
-            end = f"{undone}, but sessions that were ended do not come back" if lost else undone
-            note(f"{one_line(found.name)} would start; {end}")
-        if found.warning:
-            note(f"warning: {found.warning}")
+        show_rehearsal(found)
     if found.problem is not None:
         context.exit(EXIT_FAILED)
+
+
+def show_rehearsal(found: Rehearsal) -> None:
+    """Print the steps of a start, and how it would end."""
+    for number, step in enumerate(found.steps, 1):
+        bound = f"  (at most {step.bound:.0f} s)" if step.bound is not None else ""
+        say(f"{number:>2}. {one_line(step.text)}{bound}")
+    if found.problem is not None:
+        note(f"the start would be refused: {found.problem.line}")
+    else:
+        lasting = [str(number) for number, step in enumerate(found.steps, 1) if not step.is_undone]
+        end = f", but for {' and '.join(lasting)}" if lasting else ""
+        note(f"{one_line(found.name)} would start; all of this is undone when it stops{end}")
+    if found.warning:
+        note(f"warning: {found.warning}")
 
 
 def _xml(domain: str, uri: str) -> str:

@@ -361,13 +361,8 @@ def _tell_next(wanted: HostPlan) -> None:
         note(f"the way back on the boot menu: '{record.fallback}'")
 
 
-def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
-    """Show a plan; what comes after it is told when it is done, if it is about to be."""
-    if as_json:
-        say_json(plan_json(wanted))
-        return
-    for label, text in _summary(wanted):
-        say_wrapped(f"{label:<12}", text)
+def show_changes(wanted: HostPlan) -> None:
+    """Print what a plan changes: files, commands, the running kernel, and what to know of it."""
     for line in wanted.plan.diff.splitlines():
         say(line, colour=_DIFF_COLOURS.get(line[:1]))
     for number, command in enumerate(wanted.plan.commands, 1):
@@ -380,6 +375,16 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
         say(f"as before, unless it was written since: {kept.path}")
     for one in wanted.notes:
         _note(one)
+
+
+def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
+    """Show a plan; what comes after it is told when it is done, if it is about to be."""
+    if as_json:
+        say_json(plan_json(wanted))
+        return
+    for label, text in _summary(wanted):
+        say_wrapped(f"{label:<12}", text)
+    show_changes(wanted)
     if wanted.is_empty:
         note("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))
     elif wanted.needs_reboot and not is_asking:

@@ -23,7 +23,7 @@ _IDS = ("vendor", "device", "subsystem-vendor", "subsystem-device")
 _ATTRIBUTES = {
     _ELEMENT: frozenset[str](),
     _POLICY: frozenset(POLICY_KEYS),
-    _DEVICE: frozenset({"address", *_IDS, "serial"}),
+    _DEVICE: frozenset({"address", *_IDS, "serial", "added", "managed"}),
     _ROOT_PORT: frozenset({"index"}),
 }
 
@@ -34,10 +34,19 @@ _BEFORE_METADATA = ("description", "title", "hwuuid", "genid", "uuid", "name")
 
 @dataclass(frozen=True, slots=True)
 class RecordedDevice:
-    """A device and what it was when it was attached."""
+    """A device and what it was when it was attached.
+
+    Attributes:
+        address: where it is on the host.
+        identity: what it was.
+        is_added: whether virtpass wrote the hostdev; others were there before, and stay when virtpass goes.
+        was_unmanaged: whether the hostdev that was there said ``managed='no'``.
+    """
 
     address: PciAddress
     identity: Identity
+    is_added: bool = False
+    was_unmanaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +198,11 @@ def _fill_device(element: etree._Element, device: RecordedDevice) -> None:
         element.set("serial", device.identity.serial)
     else:
         element.attrib.pop("serial", None)
+    for name, value, is_set in (("added", "yes", device.is_added), ("managed", "no", device.was_unmanaged)):
+        if is_set:
+            element.set(name, value)
+        else:
+            element.attrib.pop(name, None)
 
 
 def _end_of(element: etree._Element, tag: str) -> int:
@@ -254,9 +268,21 @@ def _parse_device(element: etree._Element) -> RecordedDevice:
             _parse_id(element.get(name, "")) for name in _IDS
         )
         serial = element.get("serial", "")
-        return RecordedDevice(address, Identity(vendor, device, subsystem_vendor, subsystem_device, serial))
+        identity = Identity(vendor, device, subsystem_vendor, subsystem_device, serial)
+        is_added, was_unmanaged = (
+            _parse_flag(element, *flag) for flag in (("added", "yes"), ("managed", "no"))
+        )
+        return RecordedDevice(address, identity, is_added, was_unmanaged)
     except VirtpassError as error:
         raise _misunderstood(error.what) from error
+
+
+def _parse_flag(element: etree._Element, name: str, value: str) -> bool:
+    """Return whether an attribute is there; it can have one value only."""
+    found = element.get(name)
+    if found not in (None, value):
+        raise UsageError("metadata", f"{name}='{found}' of a device is not known; known: {value}")
+    return found is not None
 
 
 def _parse_id(text: str) -> int:

@@ -108,7 +108,7 @@ def plan_attach(
             edit.keep(*present[address])
     new = [address for address in sorted(identities) if address not in present]
     edit.add_hostdevs(new, libvirt_version)
-    edit.record(identities)
+    edit.record(identities, added=frozenset(new))
     edit.set_policy(policy or {})
     edit.note_separate_functions(identities)
     edit.note_absent()
@@ -191,6 +191,33 @@ def plan_adopt(
     return edit.plan()
 
 
+def plan_release(domain_xml: str, templates: Templates | None = None) -> DomainPlan:
+    """Plan to take out of a domain all that virtpass has written, and nothing else.
+
+    Hostdevs that were there before stay, and are managed by libvirt or not as before.
+
+    Args:
+        domain_xml: as for `plan_attach`.
+        templates: fragments to use instead of the packaged ones.
+
+    Raises:
+        UsageError: the XML is not understood.
+        RefusedError: the domain does not have our metadata, or a card would stay in the guest without its
+            function 0.
+    """
+    edit = _Edit(domain_xml, templates)
+    if not edit.is_ours:
+        raise no_policy(edit.name)
+    present = edit.present()
+    devices = edit.passthrough.devices
+    edit.remove_hostdevs([present[one.address] for one in devices if one.is_added and one.address in present])
+    for device in devices:
+        if device.was_unmanaged and device.address in present:
+            edit.unmanage(*present[device.address])
+    edit.forget([device.address for device in devices])
+    return edit.plan()
+
+
 def plan_policy(
     domain_xml: str, settings: Mapping[str, str], templates: Templates | None = None
 ) -> DomainPlan:
@@ -230,6 +257,7 @@ class _Edit:
     virtual: frozenset[PciAddress] = frozenset()
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unmanaged: set[PciAddress] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.fragments = self.templates or packaged_templates()
@@ -266,7 +294,14 @@ class _Edit:
         self._require_hostdev(hostdev)
         if not hostdev.is_managed:
             element.set("managed", "yes")
+            self.unmanaged.add(hostdev.source)
             self.changes.append(f"set managed='yes' on hostdev {hostdev.source}")
+
+    def unmanage(self, element: etree._Element, hostdev: Hostdev) -> None:
+        """Take back what `keep` did."""
+        if hostdev.is_managed:
+            element.set("managed", "no")
+            self.changes.append(f"set managed='no' on hostdev {hostdev.source}")
 
     def add_hostdevs(self, sources: Sequence[PciAddress], libvirt_version: int) -> None:
         """Add hostdevs, and what the guest needs to see them."""
@@ -304,9 +339,12 @@ class _Edit:
                 )
         self._remove_root_ports()
 
-    def record(self, identities: dict[PciAddress, Identity]) -> None:
-        """Record what devices are."""
-        recorded = {device.address: device.identity for device in self.passthrough.devices}
+    def record(
+        self, identities: dict[PciAddress, Identity], added: frozenset[PciAddress] = frozenset()
+    ) -> None:
+        """Record what devices are, and which of their hostdevs are ours."""
+        before = {device.address: device for device in self.passthrough.devices}
+        recorded = {address: device.identity for address, device in before.items()}
         for address, seen in sorted(identities.items()):
             known = recorded.get(address)
             # A serial number that only root can read is not forgotten because somebody else looked.
@@ -315,7 +353,16 @@ class _Edit:
             recorded[address] = seen
             was = f", which was {known}" if known is not None else ""
             self.changes.append(f"record {address} as {seen}{was}")
-        devices = tuple(RecordedDevice(address, identity) for address, identity in recorded.items())
+        devices = tuple(
+            RecordedDevice(
+                address,
+                identity,
+                is_added=address in added or (address in before and before[address].is_added),
+                was_unmanaged=address in self.unmanaged
+                or (address in before and before[address].was_unmanaged),
+            )
+            for address, identity in recorded.items()
+        )
         self.passthrough = replace(self.passthrough, devices=devices)
 
     def forget(self, addresses: Iterable[PciAddress]) -> None:

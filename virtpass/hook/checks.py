@@ -5,7 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-from virtpass.binding import effects, engine, safety
+from virtpass.binding import effects, engine, framebuffers, holders, safety
 from virtpass.binding.journal import is_uuid
 from virtpass.binding.policy import Policy, parse_policy
 from virtpass.hook.request import Request
@@ -26,7 +26,8 @@ class Checked:
         companions: the other functions of its cards, which go along.
         tuning: what is to be changed of the host's memory and processors; None for nothing.
         has_steps: whether there may be steps of the administrator's.
-        warning: what the host loses while the domain runs; empty for nothing.
+        warning: what the host loses while the domain runs, and what could not be looked at; empty for
+            nothing.
     """
 
     def __init__(self, policy: Policy, companions: list[PciAddress], *, has_steps: bool) -> None:
@@ -75,6 +76,8 @@ def check(
         engine.load_vfio(host)
     checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))
     safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
+    framebuffers.refuse_in_the_way(host, lent, hands_over=checked.hands_over)
+    warnings = [holders.unseen(host)]
     if checked.has_steps:
         from virtpass.binding import steps
 
@@ -85,7 +88,8 @@ def check(
 
         nvidia.refuse_shared(host, lent)
         display.stoppable(host, lent)
-        checked.warning = reach.warning(host, lent)
+        warnings = [reach.warning(host, lent), framebuffers.warning(host, lent), *warnings]
+    checked.warning = "; ".join(one for one in warnings if one)
     if policy.huge_pages != "no" or policy.isolate_cpus != "no" or policy.governor != "keep":
         from virtpass.binding import tuning
 

@@ -20,6 +20,7 @@ from virtpass.binding.policy import NAMESPACE
 from virtpass.hook import late_releases
 from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
+from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, VirtpassError, one_line
 from virtpass.system.host import Host
@@ -152,6 +153,15 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
     Raises:
         VirtpassError: the domain must not start; its devices are where they were.
     """
+    try:
+        return _lend(host, request, report)
+    except Exception:
+        _take_functions_back(host, request.devices, report)
+        raise
+
+
+def _lend(host: Host, request: Request, report: Report) -> str:
+    """Lend the domain's devices; those that are virtual functions on demand are made first."""
     # Not at the top: giving back does without.
     from virtpass.binding import reservations
     from virtpass.hook.checks import check
@@ -162,6 +172,7 @@ def _prepare(host: Host, request: Request, report: Report) -> str:
             _finish(host, left, report)
         late_releases.unmark(host, request.uuid)
         _free_stale(host, request, report)
+        _make_functions(host, request, report)
         checked = check(host, request)
     lent = [*request.devices, *checked.companions]
     homes = engine.homes(host, lent)
@@ -193,6 +204,38 @@ def _free_stale(host: Host, request: Request, report: Report) -> None:
             _finish(host, journal, report)
 
 
+def _make_functions(host: Host, request: Request, report: Report) -> None:
+    """Make the virtual functions that the domain needs, and that are on record as made on demand.
+
+    Raises:
+        VirtpassError: they cannot be made; the device has as many as before.
+    """
+    if request.problem is not None or all(sysfs.is_present(host, address) for address in request.devices):
+        return
+    from virtpass.binding import functions, safety
+
+    safety.refuse_switched_off(host)
+    for making in functions.needed(host, request.devices):
+        with report.step("functions", str(making)):
+            functions.change(host, making.device, making.number, is_on_demand=True)
+
+
+def _take_functions_back(host: Host, had: list[PciAddress], report: Report) -> None:
+    """Remove virtual functions that a domain had, if they were made on demand and nobody else uses them.
+
+    They do no harm where they are, so that whatever goes wrong is a line in the log and nothing else.
+    """
+    try:
+        from virtpass.binding import function_marks
+
+        if function_marks.marked(host):
+            from virtpass.binding import functions
+
+            functions.take_back(host, had, report.done)
+    except Exception as error:
+        report.done("functions", "remove what nobody uses", 0.0, one_line(str(error)))
+
+
 def free_of(checked: Checked) -> frozenset[PciAddress]:
     """Return the devices that get no driver at all."""
     return frozenset(checked.companions if checked.policy.companions == "free" else ())
@@ -206,6 +249,8 @@ def _make_ready(
     Raises:
         VirtpassError: it could not be done; it is undone from the journal.
     """
+    if checked.warning:
+        report.done("warning", checked.warning, 0.0)
     if checked.tuning is not None:
         from virtpass.binding import tuning
 
@@ -224,12 +269,11 @@ def _make_ready(
 
     power.keep_awake(host, journal, lent)
     if checked.hands_over:
-        from virtpass.binding import display, nvidia
+        from virtpass.binding import display, framebuffers, nvidia
 
-        if checked.warning:
-            report.done("warning", checked.warning, 0.0)
         with report.step("hand-over", ", ".join(map(str, lent))):
             display.hand_over(host, journal, lent, checked.policy.wait, tell=report.done)
+            framebuffers.let_go(host, journal, lent, tell=report.done)
         engine.override_all(host, journal.homes, free_of(checked))
         with report.step("unload"):
             nvidia.unload(host, journal, lent)
@@ -243,6 +287,8 @@ def _release(host: Host, request: Request, report: Report) -> str:
     """
     journal = read_journal(host, request.uuid) if is_uuid(request.uuid) else None
     if journal is None:
+        # A hook that was killed early may have made functions.
+        _take_functions_back(host, request.devices, report)
         return ""
     journal.mark_ended()
     _finish(host, journal, report)
@@ -258,6 +304,7 @@ def _finish(host: Host, journal: Journal, report: Report) -> None:
             "; ".join(problem.what for problem in kept),
             f"run virtpass recover (record: {DIRECTORY}/{journal.uuid})",
         )
+    _take_functions_back(host, [home.address for home in journal.homes], report)
 
 
 def _failed(report: Report, line: str) -> int:

@@ -7,7 +7,15 @@ from virtpass.binding.policy import Policy
 from virtpass.domain.document import normalise
 from virtpass.domain.hostdev import Hostdev, parse_hostdevs
 from virtpass.domain.metadata import parse_passthrough
-from virtpass.domain.plan import DomainPlan, no_policy, plan_adopt, plan_attach, plan_detach, plan_policy
+from virtpass.domain.plan import (
+    DomainPlan,
+    no_policy,
+    plan_adopt,
+    plan_attach,
+    plan_detach,
+    plan_policy,
+    plan_release,
+)
 from virtpass.domain.proof import difference
 from virtpass.domain.templates import load_templates
 from virtpass.pci.address import PciAddress
@@ -89,6 +97,7 @@ def attach(
     *,
     policy: Mapping[str, str] | None = None,
     whole_card: bool = True,
+    is_isolated: bool = True,
     dry_run: bool = False,
 ) -> DomainResult:
     """Give devices to a domain, from its next start on.
@@ -100,6 +109,7 @@ def attach(
         addresses: the devices.
         policy: values of the policy to set, by key.
         whole_card: attach all functions of their slots; the virtual functions of a card do not count.
+        is_isolated: whether they can be isolated in this boot already, and are judged for it.
         dry_run: plan only.
 
     Raises:
@@ -114,7 +124,7 @@ def attach(
     inventory = read_inventory(host)
     wanted = _cards(inventory, addresses) if whole_card else sorted(set(addresses))
     present = {hostdev.source for hostdev in parse_hostdevs(xml)}
-    notes = _judged(inventory, wanted, frozenset(wanted) | present)
+    notes = _judged(inventory, wanted, frozenset(wanted) | present) if is_isolated else ()
     devices = [(address, read_device(host, address).identity) for address in wanted]
     virtual = _virtual(host, present | set(wanted))
     plan = plan_attach(xml, devices, connection.version, load_templates(host), policy=policy, virtual=virtual)
@@ -185,6 +195,24 @@ def adopt(connection: Connection, host: Host, name: str, *, dry_run: bool = Fals
         virtual=_virtual(host, devices),
     )
     return _finish(connection, domain, plan, dry_run, _shared(connection, plan, devices))
+
+
+def release(connection: Connection, host: Host, name: str, *, dry_run: bool = False) -> DomainResult:
+    """Take out of a domain all that virtpass has written; what was there before stays.
+
+    Args:
+        connection: libvirt.
+        host: where templates of the user may be.
+        name: the domain's name or UUID.
+        dry_run: plan only.
+
+    Raises:
+        NotFoundError: no such domain.
+        RefusedError: virtpass does not look after it, or it runs, is transient or has a saved state.
+        FailedError: libvirt did not accept the change; the domain is as it was.
+    """
+    domain = _resting(connection, name)
+    return _finish(connection, domain, plan_release(domain.inactive_xml(), load_templates(host)), dry_run)
 
 
 def policy(connection: Connection, name: str) -> Policy:

@@ -13,6 +13,8 @@ from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import SYSTEM, Connection
 
+# Written by `virtpass.operations.setup`, whose imports would take longer than all of this.
+SETUP_RECORD = "/var/lib/virtpass/setup"
 # A daemon that hangs must not keep anybody from seeing the rest.
 _LIBVIRT_DEADLINE = 5.0
 
@@ -66,7 +68,14 @@ def overview(host: Host, uri: str = SYSTEM) -> Overview:
         domains=with_devices,
         libvirt_problem=problem,
         unfinished=unfinished,
-        next_step=_next_step(len(inventory.groups), cards, hook, with_devices, unfinished),
+        next_step=_next_step(
+            len(inventory.groups),
+            cards,
+            hook,
+            with_devices,
+            unfinished,
+            is_set_up_later=host.exists(SETUP_RECORD),
+        ),
     )
 
 
@@ -84,13 +93,17 @@ def _next_step(
     hook: HookStatus,
     domains: tuple[DomainReport, ...] | None,
     unfinished: tuple[str, ...],
+    *,
+    is_set_up_later: bool,
 ) -> str:
+    if is_set_up_later:
+        return "sudo virtpass setup (it goes on after the reboot)"
     if not groups:
-        return "virtpass host plan"
+        return "virtpass doctor"
     if unfinished:
         return "virtpass recover"
     if not hook.works:
-        return "virtpass hook install"
+        return "sudo virtpass hook install" if hook.state != "absent" else "sudo virtpass setup"
     if domains is None:
         return "start libvirt, or run virtpass as root or as a member of the group libvirt"
     ours = [one for one in domains if one.is_ours]
@@ -100,6 +113,6 @@ def _next_step(
             return f"virtpass domain adopt {shlex.quote(foreign[0].name)}"
         ready = [card for card in displays if card.verdict.level is Level.READY]
         address = str(ready[0].device.address) if ready else "ADDRESS"
-        return f"virtpass domain attach DOMAIN {address}"
+        return f"sudo virtpass setup {address} DOMAIN"
     resting = [one for one in ours if not one.is_active]
     return f"virsh start {shlex.quote(resting[0].name)}" if resting else "nothing: all is as it should be"

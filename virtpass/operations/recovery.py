@@ -3,9 +3,11 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from virtpass.binding import engine, reservations
+from virtpass.binding import engine, functions, reservations
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
 from virtpass.operations.locking import locked
+from virtpass.pci.address import PciAddress
+from virtpass.pci.functions import PhysicalFunction
 from virtpass.system.errors import VirtpassError, one_line
 from virtpass.system.host import Host
 
@@ -15,11 +17,11 @@ _SERVICES = ("unit", "user-units")
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What was found of one domain, and what was or would be done.
+    """What was found of one domain, or of virtual functions on demand, and what was or would be done.
 
     Attributes:
-        uuid: the domain.
-        name: its name when it borrowed; empty when the record cannot be read.
+        uuid: the domain; empty for virtual functions.
+        name: its name when it borrowed, empty when the record cannot be read; or which functions these are.
         state: ``running`` (left alone), ``recovered``, ``pending`` (in a dry run) or ``failed``.
         steps: sentences, in order.
         problems: what could not be done.
@@ -39,7 +41,7 @@ def recover(
     dry_run: bool = False,
     at_boot: bool = False,
 ) -> list[Recovery]:
-    """Give back what belongs to no running domain.
+    """Give back what belongs to no running domain, then remove virtual functions on demand that nobody uses.
 
     Args:
         host: the host.
@@ -56,18 +58,42 @@ def recover(
     # A domain may start while libvirt is asked, or while we wait for its hook: what is new or has changed
     # since we looked belongs to it.
     known = {uuid: _version(host, uuid) for uuid in journals(host)}
-    if not known:
+    if not known and not functions.made(host):
         return []
-    active = ask_active()
+    active = ask_active() if known else None
     if dry_run:
-        return [_recover(host, uuid, active, dry_run=True, at_boot=at_boot) for uuid in journals(host)]
+        found = [_recover(host, uuid, active, dry_run=True, at_boot=at_boot) for uuid in journals(host)]
+        return found + _recover_functions(host, dry_run=True)
     with locked(host):
-        return [
+        found = [
             _recover(host, uuid, active, dry_run=False, at_boot=at_boot)
             if known.get(uuid) == _version(host, uuid)
             else Recovery(uuid, "", "running", (), ())
             for uuid in journals(host)
         ]
+        return found + _recover_functions(host, dry_run=False)
+
+
+def _recover_functions(host: Host, *, dry_run: bool) -> list[Recovery]:
+    """Remove virtual functions that were made on demand and that nobody uses."""
+    found = []
+    for address in functions.made(host):
+        name = f"virtual functions of {address}"
+        try:
+            device = functions.idle(host, address)
+            if device is None:
+                continue
+            steps = _writes(host, address, device)
+            if not dry_run:
+                functions.remove(host, device)
+            found.append(Recovery("", name, "pending" if dry_run else "recovered", steps, ()))
+        except VirtpassError as error:
+            found.append(Recovery("", name, "failed", (), (error.line,)))
+    return found
+
+
+def _writes(host: Host, address: PciAddress, device: PhysicalFunction) -> tuple[str, ...]:
+    return tuple(f"{address}: write {value} to {name}" for name, value in functions.writes(host, device, 0))
 
 
 def _version(host: Host, uuid: str) -> tuple[int, int] | None:

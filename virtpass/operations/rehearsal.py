@@ -1,5 +1,6 @@
 """What the hook would do at the next start of a domain, step by step; nothing is written."""
 
+from copy import copy
 from dataclasses import dataclass
 
 from virtpass.binding import (
@@ -7,6 +8,8 @@ from virtpass.binding import (
     audio,
     display,
     engine,
+    framebuffers,
+    functions,
     nvidia,
     power,
     reservations,
@@ -14,7 +17,8 @@ from virtpass.binding import (
     services,
     steps,
 )
-from virtpass.binding.journal import Journal, is_uuid, read_journal
+from virtpass.binding.functions import Making
+from virtpass.binding.journal import Home, Journal, is_uuid, read_journal
 from virtpass.hook.checks import Checked, check
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci import sysfs
@@ -77,8 +81,14 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
         )
     try:
         left = _left_over(host, request)
-        checked = check(host, request, loads=False, freed=frozenset(journal.uuid for journal in left))
-        found = tuple(_steps(host, request, checked, left))
+        freed = frozenset(journal.uuid for journal in left)
+        makings = functions.needed(host, request.devices) if request.problem is None else []
+        there = copy(request)
+        coming = [address for making in makings for address in making.wanted]
+        there.devices = [address for address in request.devices if address not in coming]
+        checked = check(host, there, loads=False, freed=freed)
+        safety.refuse_lent(host, coming, request.uuid, freed=freed)
+        found = tuple(_steps(host, there, checked, left, makings))
     except VirtpassError as error:
         return Rehearsal(request.name, request.uuid, (), error)
     return Rehearsal(request.name, request.uuid, found, None, checked.warning)
@@ -91,7 +101,9 @@ def _left_over(host: Host, request: Request) -> list[Journal]:
     return [*([own] if own else []), *reservations.stale(host, wanted, request.uuid)]
 
 
-def _steps(host: Host, request: Request, checked: Checked, left: list[Journal]) -> list[RehearsedStep]:
+def _steps(
+    host: Host, request: Request, checked: Checked, left: list[Journal], makings: list[Making]
+) -> list[RehearsedStep]:
     lent = [*request.devices, *checked.companions]
     found = [
         RehearsedStep(
@@ -102,6 +114,10 @@ def _steps(host: Host, request: Request, checked: Checked, left: list[Journal]) 
         )
         for journal in left
     ]
+    for making in makings:
+        names = ", ".join(map(str, making.wanted))
+        text = f"{making}; what does not exist yet ({names}) can be checked only then"
+        found.append(RehearsedStep(text, functions.DEADLINE))
     found.append(RehearsedStep("check the devices, their group, and who uses them"))
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
@@ -114,10 +130,13 @@ def _steps(host: Host, request: Request, checked: Checked, left: list[Journal]) 
     found += [RehearsedStep(f"set {path} to {value}", attributes.DEADLINE) for path, value in awake]
     if checked.hands_over:
         found += _desktop(host, lent, float(checked.policy.wait))
+        found += _framebuffers(host, lent)
         found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in nvidia.loaded(host, lent)]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
     back = {home.address: home for journal in left for home in journal.homes}
     homes = [back.get(home.address, home) for home in engine.homes(host, lent)]
+    # Functions come without driver and override.
+    homes += [Home(address, None, None) for making in makings for address in making.wanted]
     moves = engine.steps_to_lend(homes, free)
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
 
@@ -142,4 +161,16 @@ def _desktop(host: Host, lent: list[PciAddress], wait: float) -> list[RehearsedS
     found += [
         RehearsedStep(f"take the consoles off the card ({path})", attributes.DEADLINE) for path, _ in consoles
     ]
+    return found
+
+
+def _framebuffers(host: Host, lent: list[PciAddress]) -> list[RehearsedStep]:
+    """Return how framebuffers of the firmware would let go."""
+    found = []
+    for one in framebuffers.over(host, lent):
+        _, device, card = one
+        is_undone = framebuffers.comes_back(host, one)
+        text = f"take the framebuffer of the firmware off {card} ({device})"
+        text += "" if is_undone else ": it does not come back before the next boot"
+        found.append(RehearsedStep(text, framebuffers.DEADLINE, is_undone))
     return found

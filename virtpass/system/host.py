@@ -6,6 +6,7 @@ Imported by the hook: the imports here are on its allow-list.
 import errno
 import fcntl
 import os
+import select
 import stat
 import time
 
@@ -28,8 +29,13 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 # Seconds in which a device node opens, or is taken for one that is in use.
 _OPEN_DEADLINE = 10.0
-# Processes that fit into one request to the child.
-_AT_ONCE = 4000
+# How a node refuses to be opened that nobody uses, or that this user may not ask about. Any other answer,
+# such as that of a driver which fails, does not say that it is free.
+_FREE = frozenset((errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EACCES, errno.EPERM))
+# Processes in one request to the child, and the seconds that it gets: one whose memory map stays locked keeps
+# the others of its request from being asked, which is then made good one by one.
+_AT_ONCE = 64
+_MAPS_DEADLINE = 0.5
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
@@ -44,6 +50,9 @@ class Host:
     Args:
         root: directory below which the host's files lie; ``/`` for the machine itself.
 
+    Attributes:
+        unseen_processes: numbers of those whose memory maps could not be looked at the last time (`mapped`).
+
     All paths that the methods take are absolute paths as the host itself sees them. Reading methods return
     None (or an empty list) for what is missing or unreadable: sysfs attributes come and go with drivers.
     Links that they meet below another root lead to where they lead the host itself, never out of the root.
@@ -51,7 +60,10 @@ class Host:
 
     def __init__(self, root: str = "/") -> None:
         self.root = root.rstrip("/")
+        self.unseen_processes: set[str] = set()
+        self._silent_processes: set[str] = set()
         self._worker: Worker | None = None
+        self._unanswered: set[str] = set()
 
     def path(self, path: str) -> str:
         """Return where ``path`` of the host lies on this machine."""
@@ -180,48 +192,73 @@ class Host:
         Raises:
             NoAnswer, OSError: as `read_attribute`.
         """
-        self._attributes().write(self.path(path), value, deadline)
+        try:
+            self._attributes().write(self.path(path), value, deadline)
+        except NoAnswer:
+            self._unanswered.add(path)
+            raise
+
+    def may_be_written_yet(self, path: str) -> bool:
+        """Tell whether a write to an attribute was made here that has not come back: it may still happen."""
+        return path in self._unanswered
 
     def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
         """Return which processes have device nodes mapped, with one node for each.
 
+        A process that is stuck with its memory map locked answers nobody. It is not asked again, and is one
+        of `unseen_processes`, as those are for which no time was left.
+
         Args:
             processes: their numbers; those that this user may not ask are left out.
             nodes: paths of device nodes.
-            deadline: seconds to wait; a process that is stuck with its memory map locked answers nobody.
-
-        Raises:
-            NoAnswer, OSError: as `read_attribute`.
+            deadline: seconds for all of them.
         """
         end = time.monotonic() + deadline
         found: list[str] = []
-        for first in range(0, len(processes), _AT_ONCE):
-            some = processes[first : first + _AT_ONCE]
-            left = max(end - time.monotonic(), 0.0)
-            found += self._attributes().search(self.path("/proc"), some, nodes, left)
+        self.unseen_processes = self._silent_processes & set(processes)
+        asked = [one for one in processes if one not in self._silent_processes]
+        requests = [asked[first : first + _AT_ONCE] for first in range(0, len(asked), _AT_ONCE)]
+        # Grows while it is gone through: those beside a silent one have their turn when all others had it.
+        for some in requests:
+            left = min(end - time.monotonic(), _MAPS_DEADLINE)
+            if left <= 0:
+                self.unseen_processes.update(some)
+                continue
+            try:
+                found += self._attributes().search(self.path("/proc"), some, nodes, left)
+            except OSError:
+                if len(some) > 1:
+                    requests += [[one] for one in some]
+                    continue
+                self.unseen_processes.update(some)
+                self._silent_processes.update(some)
         return {number: node for number, _, node in (line.partition(" ") for line in found)}
 
     def is_claimed(self, path: str) -> bool:
-        """Tell whether somebody uses a block device for himself alone; False when it cannot be asked.
+        """Tell whether somebody uses a block device for himself alone; False when this user may not ask.
 
-        A disk that does not answer is in use: its driver is still at work for somebody.
+        A disk that does not answer, or whose driver fails, is in use: nothing says that it is not.
         """
         return self._is_busy(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
 
     def device_node_is_busy(self, path: str) -> bool:
         """Tell whether somebody has a VFIO group open: the kernel lets only one open it.
 
-        A second open fails with EBUSY (vfio_group_fops_open in the kernel's drivers/vfio/group.c).
+        A second open fails with EBUSY (vfio_group_fops_open in the kernel's drivers/vfio/group.c). Any other
+        failure counts as well, unless there is no such group or this user may not ask.
         """
         return self._is_busy(path, os.O_RDWR | os.O_NONBLOCK)
 
     def _is_busy(self, path: str, flags: int) -> bool:
         try:
             resolved = self._resolved(path)
+        except OSError:
+            return False  # links that lead nowhere
+        try:
             if os.path.exists(resolved):
                 self._attributes().open(resolved, flags, _OPEN_DEADLINE)
         except OSError as error:
-            return isinstance(error, NoAnswer) or error.errno == errno.EBUSY
+            return error.errno not in _FREE
         return False
 
     def _attributes(self) -> Worker:
@@ -248,37 +285,40 @@ class Host:
             )
         except OSError:
             return 127
-        end = time.monotonic() + deadline
-        pause = 0.001
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(pause)
-            pause = min(pause * 2, 0.05)
-        return None
+        process = os.pidfd_open(child)
+        try:
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            if not poll.poll(max(deadline, 0.0) * 1000):
+                return None
+        finally:
+            os.close(process)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def run_program(
-        self, argv: list[str], environment: dict[str, str], deadline: float
+        self, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
     ) -> tuple[int | None, str]:
-        """Run a program of the administrator, and end it with its process group after a deadline.
+        """Run a program for what it says, and end it with its process group after a deadline.
 
         Args:
             argv: absolute path of the program and its arguments.
             environment: what it gets beside the search path and the plain locale.
             deadline: seconds.
+            limit: bytes that it may say where all of it matters; 0 where the end of it does.
 
         Returns:
-            its exit status (negative for a signal, None when it had to be ended), and the end of its output.
+            its exit status (negative for a signal, None when it had to be ended), and the end of its output,
+            or all of it where there is a limit.
 
         Raises:
-            OSError: it cannot be run.
+            OSError: it cannot be run, or has said more than the limit (EMSGSIZE).
             ValueError: an argument has a byte 0.
         """
         # Not at the top: few starts of a domain run one.
         from virtpass.system.program import run_program
 
-        return run_program(self.path(argv[0]), argv, {**_ENVIRONMENT, **environment}, deadline)
+        everything = {**_ENVIRONMENT, **environment}
+        return run_program(self.path(argv[0]), argv, everything, deadline, limit=limit)
 
     # files of our own
 

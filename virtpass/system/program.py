@@ -5,6 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -24,7 +25,7 @@ _KEPT = 4096
 
 
 def run_program(
-    path: str, argv: list[str], environment: dict[str, str], deadline: float
+    path: str, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
 ) -> tuple[int | None, str]:
     """Run a program in a session of its own, with nothing of ours but the pipe for what it says.
 
@@ -36,13 +37,14 @@ def run_program(
         argv: its arguments, the name first.
         environment: all of its environment.
         deadline: seconds after which its process group is ended.
+        limit: bytes that it may say where all of it matters; 0 where the end of it does.
 
     Returns:
         the exit status (negative for a signal, None when it had to be ended), and the end of what it wrote to
-        standard output and error.
+        standard output and error, or all of it where there is a limit.
 
     Raises:
-        OSError: it cannot be run.
+        OSError: it cannot be run, or has said more than the limit (EMSGSIZE).
         ValueError: an argument has a byte 0.
     """
     reading, writing = os.pipe()
@@ -66,22 +68,31 @@ def run_program(
         raise
     finally:
         os.close(writing)
-    program = _Program(child, reading)
+    program = _Program(child, reading, limit)
     try:
         status = program.status() if program.wait(deadline, for_silence=False) else None
         if status is None:
             program.end()
-        return status, program.said()
+        said = program.said()
+        if program.has_said_too_much:
+            raise OSError(errno.EMSGSIZE, f"it says more than {limit} bytes", path)
+        return status, said
     finally:
         program.close()
 
 
 class _Program:
-    """A program that runs, and what it has said so far."""
+    """A program that runs, and what it has said so far.
 
-    def __init__(self, child: int, reading: int) -> None:
+    Attributes:
+        has_said_too_much: whether it has said more than the limit, if there is one.
+    """
+
+    def __init__(self, child: int, reading: int, limit: int) -> None:
         self._child = child
         self._reading = reading
+        self._limit = limit
+        self.has_said_too_much = False
         self._kept = b""
         self._is_silent = False
         os.set_blocking(reading, False)
@@ -120,7 +131,9 @@ class _Program:
         except BlockingIOError:
             return  # nothing at this moment
         self._is_silent = not chunk
-        self._kept = (self._kept + chunk)[-_KEPT:]
+        kept = self._kept + chunk
+        self.has_said_too_much = self.has_said_too_much or 0 < self._limit < len(kept)
+        self._kept = kept[-(self._limit or _KEPT) :]
 
     def status(self) -> int:
         """Return the exit status of a program that has ended."""
@@ -142,7 +155,7 @@ class _Program:
             pass
 
     def said(self) -> str:
-        """Return the end of what it has said; what it has left running may go on, and is not waited for."""
+        """Return what is kept; what it has left running may say more, and is not waited for."""
         for _ in range(_CHUNKS_IN_PIPE):
             if not self._is_silent:
                 self._read()

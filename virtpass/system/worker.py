@@ -18,6 +18,8 @@ _HEADER = 4
 
 # How a child is called in /proc: this, and the number of its parent. One with another parent lost its own.
 COMMAND = "virtpass"
+# How many characters of a name the kernel keeps.
+_LONGEST_NAME = 15
 
 _READ, _WRITE, _OPEN, _SEARCH = b"r", b"w", b"o", b"s"
 
@@ -110,6 +112,14 @@ class Worker:
         self.is_lost = True
         os.close(self._requests)
         os.close(self._answers)
+
+
+def first_parent(name: str) -> int | None:
+    """Return the process that made a child, as the child's name says; None for another process's name."""
+    number = name.removeprefix(COMMAND)
+    if not name.startswith(COMMAND) or not (number.isascii() and number.isdigit()):
+        return None
+    return int(number) if len(name) <= _LONGEST_NAME else None
 
 
 def _framed(content: bytes) -> bytes:

@@ -1,0 +1,175 @@
+"""From the package to a guest on the only card and back to a host without a trace; and the doctor."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import image, topology
+from .guest import Guest, draws
+from .machine import Machine, Result
+from .virtpass import HOOK, virtpass
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+CARD, AUDIO, NIC = topology.CARD, topology.CARD_AUDIO, topology.NIC
+HOOKS = HOOK.rpartition("/")[0]
+HAND_OVER = ("--policy", "display=hand-over")
+# Names, modes and contents of all that a host keeps, but for what the package and libvirt themselves keep.
+TRACES = (
+    "find /etc /var/lib -path /var/lib/dpkg -prune -o -path /var/lib/libvirt -prune -o -path /var/lib/systemd"
+    " -prune -o -path /etc/apparmor.d/libvirt -prune -o -path /etc/libvirt/qemu -prune"
+    " -o -type f -exec md5sum {} + -o -printf '%p %m %u\\n' | sort"
+)
+
+
+@pytest.fixture(scope="module")
+def front(package: Path) -> Iterator[Machine]:
+    """A machine of this module alone, with virtpass from its package and nothing set up."""
+    with Machine(image.ready()) as machine:
+        machine.install(package)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def owner(front: Machine) -> Iterator[Guest]:
+    """A domain as virt-manager makes it, without devices."""
+    guest = Guest(front)
+    guest.define()
+    yield guest
+    guest.remove()
+
+
+def traces(guest: Guest) -> tuple[str, str]:
+    machine = guest.machine
+    files = machine.run(["sh", "-c", TRACES], timeout=120).check().text
+    return files, machine.run(["virsh", "dumpxml", "--inactive", guest.name]).check().text
+
+
+def at_a_terminal(machine: Machine, answers: str, *arguments: str) -> Result:
+    """Run a command at a terminal of its own, and type answers."""
+    command = shlex.join(["virtpass", *arguments])
+    return machine.run(["script", "-qec", command, "/dev/null"], answers.encode(), timeout=180)
+
+
+def verdicts(machine: Machine) -> dict[str, Any]:
+    """Return what the doctor says of each thing."""
+    found = json.loads(virtpass(machine, "doctor", "--json").text)
+    return {one["id"]: one for one in found["checks"]}
+
+
+def test_setup_takes_the_only_card_into_a_guest_and_uninstall_leaves_no_trace(
+    front: Machine, owner: Guest
+) -> None:
+    before, console, drivers = traces(owner), front.picture(), front.state()
+    assert "sudo virtpass setup" in virtpass(front).check().text
+    refused = virtpass(front, "setup", CARD, owner.name, "--yes")
+    assert refused.status == 2
+    assert "display=hand-over" in refused.error_text
+
+    done = virtpass(front, "setup", CARD, owner.name, *HAND_OVER, "--yes").check()
+    assert "At the next start of" in done.text
+    assert traces(owner) != before
+    owner.start().check()
+    assert front.driver(CARD) == front.driver(AUDIO) == "vfio-pci"
+    front.wait_until(lambda: draws(front.picture()), "the guest draws on the card")
+    running = virtpass(front, "uninstall", "--yes")
+    assert running.status == 4
+    assert f"lent to the domain {owner.name}" in running.error_text
+    owner.shutdown()
+    front.wait_until(lambda: front.state() == drivers, "the card is back")
+    front.wait_until(lambda: console.difference(front.picture()) < 0.01, "the console is on the screen")
+
+    virtpass(front, "uninstall", "--yes").check()
+    assert traces(owner) == before
+    assert front.state() == drivers
+    assert "nothing of virtpass" in virtpass(front, "uninstall", "--yes").check().error_text
+
+
+def test_setup_asks_at_a_terminal(front: Machine, owner: Guest) -> None:
+    before = traces(owner)
+    declined = at_a_terminal(front, "\n\ny\nn\n", "setup")
+    assert declined.status == 4, str(declined)
+    assert "Which card?" in declined.text
+    assert "Which virtual machine?" in declined.text
+    assert traces(owner) == before
+    done = at_a_terminal(front, "\n\ny\ny\n", "setup")
+    assert done.status == 0, str(done)
+    assert "next: virsh start" in done.text
+    back = at_a_terminal(front, "y\n", "uninstall")
+    assert back.status == 0, str(back)
+    assert traces(owner) == before
+
+
+def test_the_doctor_agrees_with_libvirt_s_own(front: Machine) -> None:
+    """What virt-host-validate says of device assignment; it knows two things of it."""
+    lines = front.run(["virt-host-validate", "qemu"]).text.splitlines()
+    found = verdicts(front)
+    compared = [line for line in lines if "IOMMU" in line]
+    assert len(compared) == 2, lines
+    for line in compared:
+        assert ("PASS" in line) == (found["iommu"]["verdict"] == "pass"), line
+    (kvm,) = [line for line in lines if "/dev/kvm exists" in line]
+    assert ("PASS" in kvm) == (found["cpu-virtualization"]["verdict"] == "pass")
+
+
+def test_the_doctor_sees_what_is_wrong_with_the_hook(front: Machine) -> None:
+    assert verdicts(front)["hook"]["verdict"] == "fail"
+    virtpass(front, "hook", "install").check()
+    found = verdicts(front)
+    assert found["hook"]["verdict"] == "pass"
+    assert found["hook-known"]["verdict"] == "pass", found["hook-known"]
+    assert found["hook-runs"]["verdict"] == "pass", found["hook-runs"]
+    front.run(["chmod", "-x", HOOK]).check()
+    assert "not executable" in verdicts(front)["hook"]["findings"][0]["evidence"]
+    virtpass(front, "hook", "install").check()
+
+    stray = f"{HOOKS}/50-virtpass.bak"
+    front.run(["cp", "-p", HOOK, stray]).check()
+    (finding,) = verdicts(front)["hook-others"]["findings"]
+    assert (finding["verdict"], finding["fix"]) == ("warn", f"sudo chmod -x {stray}")
+    front.run(["rm", stray]).check()
+
+    # Written behind the daemon's back: nobody has told it.
+    front.run(
+        ["sh", "-c", f"sleep 1; cp -p {HOOK} /root/hook; cat /root/hook > {HOOK}; rm /root/hook"]
+    ).check()
+    assert verdicts(front)["hook-known"]["verdict"] == "warn"
+    front.run(["systemctl", "reload", "libvirtd.service"]).check()
+    assert verdicts(front)["hook-known"]["verdict"] == "pass"
+    virtpass(front, "hook", "uninstall").check()
+
+
+def test_the_doctor_sees_overrides_of_others_and_a_daemon_that_is_away(front: Machine) -> None:
+    override = f"/sys/bus/pci/devices/{NIC}/driver_override"
+    front.run(["sh", "-c", f"echo vfio-pci > {override}"]).check()
+    (finding,) = verdicts(front)["driver-override"]["findings"]
+    assert (finding["verdict"], finding["about"]) == ("warn", NIC)
+    front.run(["sh", "-c", f"echo > {override}"]).check()
+    assert verdicts(front)["driver-override"]["verdict"] == "pass"
+
+    sockets = ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"]
+    front.run(["systemctl", "stop", *sockets, "libvirtd.service"]).check()
+    found = verdicts(front)
+    front.run(["systemctl", "start", *sockets, "libvirtd.service"]).check()
+    assert found["libvirt"]["verdict"] == "fail"
+    assert verdicts(front)["libvirt"]["verdict"] == "pass"
+
+
+def test_the_doctor_on_a_host_whose_iommu_is_off(package: Path) -> None:
+    with Machine(image.ready(), kernel_arguments=["intel_iommu=off"]) as machine:
+        machine.install(package)
+        found = verdicts(machine)
+        lines = [
+            line for line in machine.run(["virt-host-validate", "qemu"]).text.splitlines() if "IOMMU" in line
+        ]
+        assert found["iommu"]["verdict"] == "fail"
+        assert "intel_iommu=off" in found["iommu"]["findings"][0]["evidence"]
+        assert found["group-isolation"]["verdict"] == "cannot tell"
+        assert not all("PASS" in line for line in lines), lines
+        assert virtpass(machine, "doctor").status == 1

@@ -1,0 +1,223 @@
+"""``virtpass setup``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from virtpass.cli import options
+from virtpass.cli.devices import title, verdict
+from virtpass.cli.domains import show_diff
+from virtpass.cli.hooks import STATES, show_rehearsal
+from virtpass.cli.output import note, say, say_wrapped
+from virtpass.cli.preparation import show_changes
+from virtpass.domain.policy import meaning, parse_settings
+from virtpass.operations import domains
+from virtpass.operations import setup as operation
+from virtpass.operations.devices import DeviceReport
+from virtpass.operations.domains import DomainReport
+from virtpass.operations.setup import SetupPlan, SetupWish
+from virtpass.pci.address import PciAddress
+from virtpass.pci.isolation import Level
+from virtpass.system.errors import (
+    EXIT_FAILED,
+    NotFoundError,
+    PermissionDeniedError,
+    RefusedError,
+    UsageError,
+    one_line,
+)
+from virtpass.system.host import Host
+from virtpass.system.libvirt import Connection
+
+_DISPLAY = "display"
+_LABEL = 9
+
+
+@click.command()
+@click.argument("address", type=options.ADDRESS, required=False)
+@click.argument("name", metavar="[DOMAIN]", required=False)
+@click.option(
+    "--policy",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What the hook may do, as with: virtpass domain policy. May be repeated.",
+)
+@click.option("--bind", is_flag=True, help="Let vfio-pci have the card from boot on.")
+@click.option(
+    "--unsafe-interrupts",
+    is_flag=True,
+    help="Accept interrupts that are not remapped: a guest can then disturb the host.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.dry_run
+@options.connect
+@click.pass_context
+def setup(
+    context: click.Context,
+    address: PciAddress | None,
+    name: str | None,
+    settings: tuple[str, ...],
+    bind: bool,
+    unsafe_interrupts: bool,
+    yes: bool,
+    dry_run: bool,
+    uri: str,
+) -> None:
+    """Set everything up that a domain needs to have a card: host, hook, and domain.
+
+    Asks for what is not given, shows one plan, and does it as a whole or not at all. Where the host has to be
+    rebooted first, virtpass setup goes on after that. The way back is virtpass uninstall.
+    """
+    host: Host = context.obj
+    with Connection.open(uri) as connection:
+        if address is None and (begun := _pending(host)) is not None:
+            note(f"going on with {begun.wish.address} for {one_line(begun.wish.domain)}")
+            plan = operation.resume(connection, host, begun)
+            # It was agreed to before the reboot.
+            agreed = True
+        else:
+            wish = _wish(connection, host, address, name, parse_settings(settings))
+            wish = SetupWish(
+                wish.address, wish.domain, wish.policy, bind=bind, unsafe_interrupts=unsafe_interrupts
+            )
+            plan = operation.plan_setup(connection, host, wish)
+            agreed = yes
+        _show(plan)
+        if dry_run:
+            return
+        if not plan.is_empty:
+            if os.geteuid() != 0:
+                raise PermissionDeniedError("not-root", "setting up takes root", "sudo virtpass setup")
+            _agree(agreed=agreed)
+            operation.carry_out(connection, host, plan, say=note)
+        if plan.waits_for_reboot:
+            note("now reboot; then virtpass setup goes on here")
+            return
+        if plan.is_empty:
+            note("all of this is set up already")
+        found = operation.check_start(connection, host, plan.wish.domain)
+    say(f"At the next start of {one_line(found.name)}:")
+    show_rehearsal(found)
+    if found.problem is not None:
+        context.exit(EXIT_FAILED)
+    note(f"next: virsh start {one_line(found.name)}, or the button in virt-manager")
+
+
+def _pending(host: Host) -> operation.Pending | None:
+    if not operation.is_waiting(host):
+        return None
+    return operation.pending(host)
+
+
+def _wish(
+    connection: Connection,
+    host: Host,
+    address: PciAddress | None,
+    name: str | None,
+    settings: dict[str, str],
+) -> SetupWish:
+    """Ask for what was not given.
+
+    Raises:
+        UsageError: something is missing, and there is no terminal to ask on.
+    """
+    cards = operation.cards(host)
+    if address is None:
+        address = _choose_card(cards)
+    if name is None:
+        name = _choose_domain([one for one in domains.list_domains(connection, host) if one.is_persistent])
+    if _DISPLAY not in settings and _is_last(cards, address):
+        settings = {**settings, _DISPLAY: _choose_display(address)}
+    return SetupWish(address, name, settings)
+
+
+def _is_last(cards: Sequence[DeviceReport], address: PciAddress) -> bool:
+    """Tell whether the host would be without a screen."""
+    staying = [one.device.address for one in cards if one.device.driver not in (None, "vfio-pci")]
+    return bool(staying) and all(one.same_slot(address) for one in staying)
+
+
+def _choose_card(cards: Sequence[DeviceReport]) -> PciAddress:
+    if not cards:
+        raise NotFoundError("no-card", "this host has no graphics card that Linux sees", "virtpass devices")
+    lines = [f"{one.device.address}  {title(one)}  {verdict(one)}" for one in cards]
+    ready = [place for place, one in enumerate(cards) if one.verdict.level is Level.READY]
+    return cards[_choose("Which card?", "ADDRESS", lines, ready)].device.address
+
+
+def _choose_domain(found: Sequence[DomainReport]) -> str:
+    if not found:
+        raise NotFoundError(
+            "no-domain", "libvirt has no virtual machine yet", "make one in virt-manager, without the card"
+        )
+    lines = [f"{one_line(one.name)}{'  (running)' if one.is_active else ''}" for one in found]
+    ready = [place for place, one in enumerate(found) if not one.is_active]
+    return found[_choose("Which virtual machine?", "DOMAIN", lines, ready)].name
+
+
+def _choose(question: str, argument: str, lines: Sequence[str], ready: Sequence[int]) -> int:
+    """Let the user choose a line; return its place."""
+    if not _can_ask():
+        raise UsageError(
+            "not-given",
+            f"{argument} is not given, and there is no terminal to ask on: {'; '.join(lines)}",
+            "virtpass setup ADDRESS DOMAIN --yes",
+        )
+    for number, line in enumerate(lines, 1):
+        say(f"{number:>3}. {line}")
+    default = ready[0] + 1 if len(ready) == 1 else None
+    chosen: int = click.prompt(question, type=click.IntRange(1, len(lines)), default=default, err=True)
+    return chosen - 1
+
+
+def _choose_display(address: PciAddress) -> str:
+    """Ask whether the desktop may be ended."""
+    if not _can_ask():
+        raise UsageError(
+            "display-policy",
+            f"{address} is the host's only screen, and it is not said what becomes of the desktop on it",
+            "--policy display=hand-over lets it end when the domain starts, --policy display=refuse does not",
+        )
+    note(f"{address} is the host's only screen: it is dark while the domain runs")
+    for value in ("hand-over", "refuse"):
+        note(f"  {value}: {meaning(_DISPLAY, value)}")
+    is_given = click.confirm("May the desktop be ended when the domain starts?", default=False, err=True)
+    return "hand-over" if is_given else "refuse"
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
+
+
+def _agree(*, agreed: bool) -> None:
+    if agreed:
+        return
+    if not _can_ask():
+        raise UsageError("no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes")
+    if not click.confirm("Do all of this?", err=True):
+        raise RefusedError("declined", "nothing was changed")
+
+
+def _show(plan: SetupPlan) -> None:
+    """Print the whole plan."""
+    for one in plan.card:
+        say_wrapped(f"{'Card':<{_LABEL}}", f"{one.device.address}  {title(one)}  {verdict(one)}")
+    say_wrapped(f"{'Host':<{_LABEL}}", "is ready" if plan.host.is_empty else "has to be prepared:")
+    if not plan.host.is_empty:
+        show_changes(plan.host)
+    hook = STATES[plan.hook.state] if plan.hook.works else f"{STATES[plan.hook.state]}: will be installed"
+    say_wrapped(f"{'Hook':<{_LABEL}}", hook)
+    name = one_line(plan.domain.name)
+    say_wrapped(f"{'Domain':<{_LABEL}}", f"{name} has the card" if plan.domain.is_empty else f"{name}:")
+    show_diff(plan.domain)
+    special = ", ".join(f"{key}={value}" for key, value in plan.policy.attributes().items())
+    say_wrapped(f"{'Policy':<{_LABEL}}", special)
+    for text in plan.notes:
+        note(f"note: {text}")
+    if plan.waits_for_reboot:
+        note("the domain gets the card after a reboot")

@@ -1,0 +1,65 @@
+"""``virtpass uninstall``."""
+
+import os
+import sys
+
+import click
+
+from virtpass.cli import options
+from virtpass.cli.domains import show_diff
+from virtpass.cli.output import note, say
+from virtpass.cli.preparation import show_changes
+from virtpass.operations import uninstall as operation
+from virtpass.operations.uninstall import UninstallPlan
+from virtpass.system.errors import PermissionDeniedError, RefusedError, UsageError, one_line
+from virtpass.system.host import Host
+from virtpass.system.libvirt import Connection
+
+
+@click.command()
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.dry_run
+@options.connect
+@click.pass_obj
+def uninstall(host: Host, yes: bool, dry_run: bool, uri: str) -> None:
+    """Take everything back that virtpass has changed: domains, hook, kernel arguments, initramfs.
+
+    The program itself stays, until its package is removed.
+    """
+    with Connection.open(uri) as connection:
+        plan = operation.plan_uninstall(connection, host)
+        _show(plan)
+        if dry_run or plan.is_empty:
+            return
+        if os.geteuid() != 0:
+            raise PermissionDeniedError("not-root", "taking it back takes root", "sudo virtpass uninstall")
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    "no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes"
+                )
+            if not click.confirm("Do all of this?", err=True):
+                raise RefusedError("declined", "nothing was changed")
+        operation.uninstall(connection, host, plan, say=note)
+    note("this host is as it was before virtpass")
+    if plan.host is not None and plan.host.needs_reboot:
+        note("the kernel that runs now is as it was started: reboot it when it suits")
+
+
+def _show(plan: UninstallPlan) -> None:
+    if plan.is_empty:
+        note("nothing of virtpass is on this host")
+    for change in plan.domains:
+        say(f"Domain {one_line(change.name)}:")
+        show_diff(change)
+    for address in plan.functions:
+        say(f"{address}: no virtual functions any more, now and at boot")
+    if plan.host is not None:
+        say("Host:")
+        show_changes(plan.host)
+    if plan.hook.state != "absent":
+        say(f"Hook: {plan.hook.path} goes")
+    if plan.has_pending_setup:
+        say("the setup that waits for a reboot is forgotten")
+    for path in plan.kept:
+        note(f"note: {path} was not written by virtpass, and stays")
