@@ -569,3 +569,18 @@ def test_every_command_explains_itself(host: SimulatedHost, capfd: Captured, com
     assert ("--dry-run" in out) is (command not in ("plan", "status"))
     assert ("--yes" in out) is (command in ("apply", "confirm", "revert"))
     assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_an_argument_that_runs_already_needs_no_bootloader_that_virtpass_knows(
+    tmp_path: Path, capfd: Captured
+) -> None:
+    host = on_row(ROWS["unknown-distribution"], tmp_path)
+    host.put("/proc/cmdline", "root=/dev/vda1 intel_iommu=on\n")
+    status, _, err = call(host, capfd, "host", "plan")
+    assert status == 0
+    assert "intel_iommu=on comes from a bootloader that virtpass does not know" in err
+    assert "nothing needs to be changed" in err
+    # Whoever asks for it by name is told that it cannot be written.
+    status, _, err = call(host, capfd, "host", "plan", "--pt")
+    assert status == 4
+    assert "no bootloader that virtpass knows" in err

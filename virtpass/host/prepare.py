@@ -191,6 +191,10 @@ def _assemble(
         else _loader(facts, wishes, decision, earlier, rebuilds_initramfs=rebuilds)
     )
     arguments = _not_there(decision.arguments, before, earlier, notes)
+    if loader is None and arguments and not without_loader:
+        text = f"{' '.join(arguments)} comes from a bootloader that virtpass does not know: see that it stays"
+        notes.append(Note("unknown-bootloader", text))
+        arguments = ()
     if loader is not None and not arguments and _needs_entries(decision, wishes):
         arguments = (ON,)
         notes.append(Note("marker", f"{ON} does nothing by itself: entries without it are the way back"))
@@ -405,11 +409,17 @@ def _loader(
                 "leave --bootloader out to see what is",
             )
     except RefusedError as error:
-        # An image that is being built may get its bootloader later.
-        if error.reference == "no-bootloader" and not decision.arguments:
+        # An image that is being built may get its bootloader later; what runs already came from somewhere.
+        if error.reference == "no-bootloader" and _runs_already(facts, wishes, decision):
             return None, ()
         raise
     return loader, tuple(loader.entries(facts))
+
+
+def _runs_already(facts: HostFacts, wishes: Wishes, decision: Decision) -> bool:
+    """Tell whether the running kernel has all arguments, and nobody has asked for one by name."""
+    is_asked = wishes.arguments or wishes.passthrough or wishes.acs_override or wishes.framebuffer_off
+    return not is_asked and not tokens.missing(decision.arguments, facts.running)
 
 
 def _not_there(
