@@ -151,7 +151,7 @@ def test_the_doctor_sees_overrides_of_others_and_a_daemon_that_is_away(front: Ma
 
 @pytest.mark.parametrize("arguments", [(), ("intel_iommu=off",)], ids=["on", "off"])
 def test_the_doctor_agrees_with_libvirt_s_own(package: Path, arguments: tuple[str, ...]) -> None:
-    """virt-host-validate looks for the IOMMU that belongs to the processor, hence a machine that is all Intel."""
+    """virt-host-validate looks for the IOMMU of the processor's maker, hence a machine that is all Intel."""
     with Machine(image.ready(), flavour=topology.INTEL, kernel_arguments=arguments) as machine:
         machine.install(package)
         lines = machine.run(["virt-host-validate", "qemu"]).text.splitlines()
