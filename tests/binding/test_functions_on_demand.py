@@ -8,10 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.domain.documents import domain, hostdev
 from tests.simulation import CARD, DISK, GUEST, NIC, OTHER, TWIN, SimulatedHost, domain_xml
 from virtpass.binding import engine, functions
 from virtpass.binding.journal import journals
+from virtpass.domain.hostdev import parse_hostdevs
 from virtpass.hook.entry import run
+from virtpass.operations import domains
 from virtpass.operations.functions import functions_at_boot, set_functions
 from virtpass.operations.recovery import recover
 from virtpass.operations.rehearsal import rehearse
@@ -19,6 +22,7 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.functions import physical_function
 from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.libvirt import Connection
 
 FIRST, SECOND, THIRD = (PciAddress.parse(f"02:{place}") for place in ("10.0", "10.2", "10.4"))
 PF = f"/sys/bus/pci/devices/{NIC}"
@@ -507,3 +511,13 @@ def test_recover_at_boot(card: SimulatedHost) -> None:
     (found,) = recover(card, lambda: None, at_boot=True)
     assert (found.uuid, found.state) == ("", "recovered")
     assert seen(card) == (0, True)
+
+
+def test_a_domain_loses_one_function_while_none_is_there(card: SimulatedHost) -> None:
+    """Functions of one slot are no card: those that are not named stay."""
+    pytest.importorskip("libvirt")
+    with Connection.open("test:///default") as connection:
+        connection.define(domain(hostdev(str(FIRST)), hostdev(str(SECOND)), kind="test", name="pair"))
+        domains.detach(connection, card, "pair", [FIRST])
+        left = parse_hostdevs(connection.domain("pair").inactive_xml())
+        assert [one.source for one in left] == [SECOND]

@@ -266,6 +266,19 @@ def needed(host: Host, addresses: list[PciAddress]) -> list[Making]:
     return found
 
 
+def announced(host: Host) -> frozenset[PciAddress]:
+    """Return where functions on demand are, or will be when a domain needs them."""
+    found: set[PciAddress] = set()
+    for owner in sysfs.parsed(function_records.names(host)):
+        try:
+            record, device = function_records.read(host, owner), physical_function(host, owner)
+        except VirtpassError:
+            continue  # a start that needs one of them tells of it
+        if record is not None and record.is_on_demand and device is not None:
+            found.update(device.expected(record.number))
+    return frozenset(found)
+
+
 def made(host: Host) -> list[PciAddress]:
     """Return the devices whose functions were made on demand."""
     found = []

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from virtpass.binding.functions import announced
 from virtpass.binding.policy import Policy
 from virtpass.domain.document import normalise
 from virtpass.domain.hostdev import Hostdev, parse_hostdevs
@@ -299,8 +300,9 @@ def _resting(connection: Connection, name: str) -> Domain:
 
 
 def _virtual(host: Host, addresses: Iterable[PciAddress]) -> frozenset[PciAddress]:
-    """Return those that are virtual functions; what is gone from the host counts as none."""
-    return frozenset(address for address in addresses if _is_virtual(host, address))
+    """Return those that are virtual functions, or will be on demand; what else is gone counts as none."""
+    coming = announced(host)
+    return frozenset(address for address in addresses if address in coming or _is_virtual(host, address))
 
 
 def _is_virtual(host: Host, address: PciAddress) -> bool:
