@@ -42,7 +42,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "debhelper": "builds Debian packages",
         "dh-python": "builds Debian packages of Python software",
         "pybuild-plugin-pyproject": "lets dh-python read pyproject.toml",
+        "python3-click": "has the commands, from which the manual pages and completions are made",
         "python3-hatchling": "the build backend named in pyproject.toml",
+        "python3-lxml": "is imported by the commands whose manual pages are made",
     },
     "lab": {
         "debian-archive-keyring": "verifies the packages of the machine's image",

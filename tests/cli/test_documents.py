@@ -24,6 +24,7 @@ EXAMPLES = {
     "UUID": "6b0f2a57-3c4e-4d7e-9a39-0c1f2e3d4b5a",
     "KEY=VALUE": "wait=20",
     "DIR": "/",
+    "FILE": "x.snapshot",
 }
 # An example of what is not understood.
 WRONG = {"virtpass device show 0:2"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from tests.simulation import CARD, GUEST, NIC, SimulatedHost, domain_xml
 from virtpass.hook.entry import run as run_hook
 from virtpass.hook.install import HOOK
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
-from virtpass.operations import domains, setup, uninstall
+from virtpass.operations import domains, hooks, setup, uninstall
 from virtpass.operations.setup import SetupWish
 from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 WISH = SetupWish(CARD, "guest", {"display": "hand-over"})
@@ -130,6 +132,9 @@ def test_a_reboot_that_did_not_help(connection: Connection, host: SimulatedHost,
     assert begun is not None
     with pytest.raises(FailedError, match="IOMMU is still off; virtpass doctor"):
         setup.resume(connection, host, begun)
+    # Whoever begins anew is not sent to reboot once more.
+    with pytest.raises(RefusedError, match="no IOMMU is active"):
+        setup.plan_setup(connection, host, WISH)
     uninstall.uninstall(connection, host, uninstall.plan_uninstall(connection, host))
     assert tree(host) == files
 
@@ -172,6 +177,84 @@ def test_what_fails_in_the_end_leaves_nothing(
     assert "putting the host back" in said
     assert tree(host) == files
     assert xml(connection) == before
+
+
+def test_a_hook_that_fails_after_it_was_written_goes_again(
+    connection: Connection, host: SimulatedHost, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tree(host)
+    plan = setup.plan_setup(connection, host, WISH)
+    install = hooks.install_hook
+
+    def fails_late(where: Host) -> object:
+        install(where)
+        raise FailedError("daemon-reload", "the daemon could not be reloaded")
+
+    monkeypatch.setattr(hooks, "install_hook", fails_late)
+    with pytest.raises(FailedError, match="could not be reloaded"):
+        setup.carry_out(connection, host, plan)
+    assert tree(host) == files
+
+
+def test_a_domain_that_changes_meanwhile_loses_nothing(
+    connection: Connection, host: SimulatedHost, programs: Programs
+) -> None:
+    domains.adopt(connection, host, "guest")
+    domains.set_policy(connection, host, "guest", {"wait": "20"})
+    plan = setup.plan_setup(connection, host, WISH)
+    domains.set_policy(connection, host, "guest", {"wait": "30"})
+    before = xml(connection)
+    with pytest.raises(RefusedError, match="was changed meanwhile"):
+        setup.carry_out(connection, host, plan)
+    assert xml(connection) == before
+
+
+def test_interrupts_that_the_plan_accepts_do_not_refuse_it(
+    connection: Connection, host: SimulatedHost, programs: Programs
+) -> None:
+    for interrupt in host.names("/sys/kernel/irq"):
+        os.unlink(host.path(f"/sys/kernel/irq/{interrupt}/chip_name"))
+    host.put("/sys/kernel/irq/1/chip_name", "IO-APIC\n")
+    host.put("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "N\n")
+    with pytest.raises(RefusedError, match="not remapped"):
+        setup.plan_setup(connection, host, WISH)
+    plan = setup.plan_setup(connection, host, replace(WISH, unsafe_interrupts=True))
+    assert not plan.host.is_empty
+
+
+def test_a_card_whose_first_function_the_domain_had(
+    connection: Connection, host: SimulatedHost, programs: Programs
+) -> None:
+    mine = hostdev(str(CARD), "00:05.0")
+    connection.define(domain(mine, kind="test", name="guest", uuid=UUID), validate=False)
+    before = xml(connection)
+    set_up(connection, host)
+    assert "multifunction='on'" in xml(connection)
+    uninstall.uninstall(connection, host, uninstall.plan_uninstall(connection, host))
+    assert xml(connection) == before
+
+
+def test_metadata_that_is_not_understood_is_not_passed_over(
+    connection: Connection, host: SimulatedHost, programs: Programs
+) -> None:
+    set_up(connection, host)
+    odd = xml(connection).replace("added='yes'", "added='perhaps'").replace('added="yes"', 'added="perhaps"')
+    connection.define(odd, validate=False)
+    with pytest.raises(RefusedError, match=r"domain 'guest' cannot be given back.*perhaps"):
+        uninstall.plan_uninstall(connection, host)
+
+
+def test_a_hook_that_somebody_has_deleted_is_not_nothing(
+    connection: Connection, host: SimulatedHost, programs: Programs
+) -> None:
+    files = tree(host)
+    set_up(connection, host)
+    domains.release(connection, host, "guest")
+    os.unlink(host.path(HOOK))
+    plan = uninstall.plan_uninstall(connection, host)
+    assert not plan.is_empty
+    uninstall.uninstall(connection, host, plan)
+    assert tree(host) == files
 
 
 def test_nothing_is_taken_back_while_a_device_is_lent(
@@ -222,7 +305,7 @@ def test_the_command_without_a_terminal(
     status, out, _ = command(host, capfd, "uninstall", "--dry-run")
     assert status == 0
     assert "-    <hostdev" in out
-    assert f"Hook: {HOOK} goes" in out
+    assert f"Hook: {HOOK} goes, with what it runs" in out
     assert command(host, capfd, "uninstall")[0] == 2
     status, _, err = command(host, capfd, "uninstall", "--yes")
     assert status == 0
@@ -267,6 +350,17 @@ def test_the_command_goes_on_after_a_reboot(
     assert status == 4
     assert "the host was not rebooted since; reboot" in err
     switch_on(host)
+    # Options would be other ones than those that were agreed to.
+    status, _, err = command(host, capfd, "setup", "--policy", "display=refuse")
+    assert status == 2
+    assert "leave the options out" in err
+    # The domain was made anew since: nobody has agreed to that.
+    agreed = connection.domain("guest").inactive_xml()
+    connection.define(agreed.replace("A guest", "Another guest"), validate=False)
+    status, _, err = command(host, capfd, "setup")
+    assert status == 2
+    assert "the domain is not as it was when this was agreed to" in err
+    connection.define(agreed, validate=False)
     # What was agreed to is not asked again.
     status, out, err = command(host, capfd, "setup")
     assert status == 0, err

@@ -121,7 +121,7 @@ def test_the_iommu(sound: SimulatedHost) -> None:
     verdict, evidence, fix = said(sound, "iommu")
     assert verdict is Verdict.FAIL
     assert "intel_iommu=on" in evidence
-    assert "virtpass host apply" in fix
+    assert "virtpass setup" in fix
     # What depends on it is not judged twice.
     assert said(sound, "interrupt-remapping")[0] is Verdict.UNKNOWN
     assert said(sound, "group-isolation")[0] is Verdict.UNKNOWN
@@ -179,6 +179,13 @@ def test_what_was_applied(sound: SimulatedHost, seen: HostVerdict, verdict: Verd
         assert sum("so it is" in finding.evidence for one in found.values() for finding in one.findings) == 1
 
 
+def test_a_record_that_cannot_be_read_is_no_clean_host(sound: SimulatedHost) -> None:
+    secret = HostCheck("record", HostVerdict.UNKNOWN, "what virtpass has changed: only root may read it")
+    for outside in (replace(WELL, host_problem="it is not understood"), replace(WELL, host_checks=(secret,))):
+        for reference in ("kernel-arguments", "initramfs", "early-binding"):
+            assert said(sound, reference, outside)[0] is Verdict.UNKNOWN
+
+
 def test_a_change_that_was_cut_off(sound: SimulatedHost) -> None:
     found = said(sound, "kernel-arguments", replace(WELL, is_unfinished=True))
     assert found[0] is Verdict.FAIL
@@ -194,6 +201,10 @@ def test_a_group_that_holds_the_card_back(sound: SimulatedHost) -> None:
     assert evidence.startswith(str(CARD))
     assert str(NIC) in evidence
     assert f"virtpass device show {CARD}" in fix
+    # With another card that is isolated, it matters only to a domain that has it.
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
+    assert said(sound, "group-isolation")[0] is Verdict.WARN
+    assert said(sound, "group-isolation", replace(WELL, assigned=(str(CARD),)))[0] is Verdict.FAIL
 
 
 def test_groups_that_only_look_small(sound: SimulatedHost) -> None:
@@ -213,6 +224,14 @@ def test_the_only_screen(sound: SimulatedHost) -> None:
     assert outcome(sound, "boot-display").verdict is Verdict.PASS
 
 
+def test_the_last_screen_is_meant_to_stay_unless_a_domain_has_it(sound: SimulatedHost) -> None:
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="vfio-pci")
+    assert outcome(sound, "boot-display").verdict is Verdict.PASS
+    assert said(sound, "boot-display", replace(WELL, assigned=(str(CARD),)))[0] is Verdict.WARN
+    run(sound, "prepare", domain_xml(CARD))
+    assert "no card has a driver of the host" in said(sound, "boot-display")[1]
+
+
 def test_resetting(sound: SimulatedHost) -> None:
     assert said(sound, "reset")[1].endswith("flr, bus")
     os.remove(sound.path(f"{CARD_PATH}/reset_method"))
@@ -223,15 +242,18 @@ def test_resetting(sound: SimulatedHost) -> None:
 
 def test_memory_of_a_card(sound: SimulatedHost) -> None:
     assert said(sound, "card-memory")[1].endswith("16 MiB in region 0, below 4 GiB")
-    sound.put(
-        f"{CARD_PATH}/resource",
+    resource = (
         "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
-        "0x0000004000000000 0x000000400fffffff 0x000000000014220c\n",
+        "0x0000004000000000 0x000000400fffffff 0x000000000014220c\n"
     )
+    sound.put(f"{CARD_PATH}/resource", resource)
     sound.put(f"{CARD_PATH}/resource1_resize", "00000000001f00\n")
     assert said(sound, "card-memory")[1].endswith(
         "256 MiB in region 1, above 4 GiB; it could have up to 4096 MiB"
     )
+    # A region of I/O ports that got no address is nobody's loss.
+    sound.put(f"{CARD_PATH}/resource", f"0x0 0x7f 0x0000000020000101\n{resource}")
+    assert said(sound, "card-memory")[0] is Verdict.PASS
     sound.put(f"{CARD_PATH}/resource", "0x0000000000000000 0x000000000fffffff 0x0000000020142208\n")
     verdict, evidence, fix = said(sound, "card-memory")
     assert verdict is Verdict.FAIL
@@ -245,7 +267,12 @@ def test_the_hook_and_the_daemon(sound: SimulatedHost) -> None:
     later = replace(WELL, hook_written=3000.0)
     assert said(sound, "hook-known", later)[0] is Verdict.WARN
     assert said(sound, "hook-known", later)[2] == "sudo systemctl reload libvirtd.service"
-    assert said(sound, "hook-known", replace(later, daemon=""))[0] is Verdict.PASS
+    # systemd tells whole seconds, files more.
+    assert said(sound, "hook-known", replace(WELL, hook_written=2000.9))[0] is Verdict.PASS
+    # Without systemd it is not known which process is the daemon.
+    assert said(sound, "hook-known", replace(later, daemon="", daemon_looked=None))[0] is Verdict.UNKNOWN
+    away = replace(later, daemon="", daemon_looked=None, libvirt_version="")
+    assert said(sound, "hook-known", away)[0] is Verdict.PASS
     assert said(sound, "hook-known", replace(later, daemon_looked=None))[0] is Verdict.UNKNOWN
     assert said(sound, "hook-known", replace(later, hook_written=None))[0] is Verdict.UNKNOWN
 
@@ -266,6 +293,8 @@ def test_selinux(sound: SimulatedHost) -> None:
     sound.put("/sys/fs/selinux/booleans/virt_hooks_unconfined", "1 1")
     labelled = replace(WELL, hook_label="system_u:object_r:virt_hook_t:s0")
     assert said(sound, "hook-runs", labelled)[0] is Verdict.PASS
+    modular = replace(labelled, daemon="virtqemud.service")
+    assert said(sound, "hook-runs", modular)[0] is Verdict.UNKNOWN
     wrong = replace(WELL, hook_label="unconfined_u:object_r:etc_t:s0")
     assert "restorecon" in said(sound, "hook-runs", wrong)[2]
     sound.put("/sys/fs/selinux/booleans/virt_hooks_unconfined", "0 0")
@@ -285,6 +314,8 @@ def test_other_hooks(sound: SimulatedHost) -> None:
 def test_libvirt(sound: SimulatedHost) -> None:
     away = replace(WELL, libvirt_version="", libvirt_problem="no such socket", running=None)
     assert said(sound, "libvirt", away)[0] is Verdict.FAIL
+    unbound = replace(away, libvirt_remedy="install python3-libvirt")
+    assert said(sound, "libvirt", unbound)[2] == "install python3-libvirt"
     assert said(sound, "libvirt", replace(away, libvirt_refuses=True))[0] is Verdict.UNKNOWN
     assert said(sound, "domain-devices", away)[0] is Verdict.UNKNOWN
     user = replace(WELL, is_root=False, user="me", groups=("video",))
@@ -309,6 +340,7 @@ def test_overrides_of_others(sound: SimulatedHost) -> None:
     verdict, evidence, _ = said(sound, "driver-override")
     assert verdict is Verdict.WARN
     assert evidence.startswith(str(NIC))
+    assert said(sound, "driver-override", replace(WELL, bound_early=(str(NIC),)))[0] is Verdict.PASS
     sound.put(f"/etc/driverctl.d/{NIC}", "vfio-pci\n")
     assert said(sound, "driverctl")[1] == f"{NIC} driverctl binds it to vfio-pci at boot"
 
@@ -320,6 +352,7 @@ def test_ids(sound: SimulatedHost) -> None:
     assert said(sound, "vfio-ids")[0] is Verdict.PASS
     sound.put("/proc/cmdline", "vfio_pci.ids=10de:1b80\n")
     assert said(sound, "vfio-ids")[0] is Verdict.WARN
+    assert said(sound, "vfio-ids", replace(WELL, applied=("vfio_pci.ids=10de:1b80",)))[0] is Verdict.PASS
 
 
 def test_nvidia(sound: SimulatedHost) -> None:
@@ -344,7 +377,7 @@ def test_what_is_left_behind(sound: SimulatedHost) -> None:
 
 
 def test_a_domain_whose_card_has_moved(sound: SimulatedHost) -> None:
-    outside = replace(WELL, wanted=(("win11", ("0000:09:00.0",)), ("other", ())))
+    outside = replace(WELL, misplaced=(("win11", "it has 0000:09:00.0, which this host has not"),))
     verdict, evidence, _ = said(sound, "domain-devices", outside)
     assert verdict is Verdict.FAIL
     assert evidence == "win11 it has 0000:09:00.0, which this host has not"

@@ -22,11 +22,14 @@ _COMMANDS = {
     "domain": "virtpass.cli.domains:domain",
     "hook": "virtpass.cli.hooks:hook",
     "recover": "virtpass.cli.recovery:recover",
+    "snapshot": "virtpass.cli.snapshot:snapshot",
     "log": "virtpass.cli.hand_overs:log",
     "uninstall": "virtpass.cli.uninstall:uninstall",
 }
 
 _INTERRUPTED = 130
+# Where the scripts of shells say what they want to know.
+_COMPLETION = "_VIRTPASS_COMPLETE"
 
 
 class _Commands(click.Group):
@@ -50,8 +53,9 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, message="virtpass %(version)s")
 @click.option("--json", "as_json", is_flag=True, help="Print where you stand as JSON.")
+@click.option("--snapshot", "snapshot_file", metavar="FILE", help="Look at the host in this snapshot.")
 @click.pass_context
-def cli(context: click.Context, as_json: bool) -> None:
+def cli(context: click.Context, as_json: bool, snapshot_file: str | None) -> None:
     """Give PCI devices, above all graphics cards, to libvirt virtual machines, and take them back.
 
     Without a command: where you stand, and the next step.
@@ -59,9 +63,15 @@ def cli(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is None:
         from virtpass.cli.overview import show
 
+        if snapshot_file is not None:
+            from virtpass.operations.snapshot import opened
+
+            context.obj = context.with_resource(opened(snapshot_file))
         show(context.obj, as_json=as_json)
     elif as_json:
         raise click.UsageError("--json goes after the command")
+    elif snapshot_file is not None:
+        raise click.UsageError("--snapshot goes after the command")
 
 
 def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
@@ -76,6 +86,10 @@ def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
     """
     # What is made here is for everybody to read, whatever the caller's umask; secrets are not among it.
     os.umask(0o022)
+    if question := os.environ.get(_COMPLETION):
+        from virtpass.cli.completion import answer
+
+        return answer(cli, host or Host(), question)
     try:
         status = cli.main(arguments, prog_name="virtpass", standalone_mode=False, obj=host or Host())
     except VirtpassError as error:

@@ -18,16 +18,17 @@ _COLOURS = {Level.READY: "green", Level.SHARED: "yellow", Level.BLOCKED: "red", 
 
 @click.command()
 @options.as_json
+@options.snapshot
 @click.pass_obj
 def devices(host: Host, as_json: bool) -> None:
-    r"""List the PCI devices by IOMMU group, with their drivers and whether they can be given away.
+    """List the PCI devices by IOMMU group, with their drivers and whether they can be given away.
 
     \b
     ready    can be given to a domain, with the other functions of its card
     shared   can be given only together with others of its group
     blocked  the host needs it, or another member of its group
     never    bridges, and devices that cannot be isolated
-    """
+    """  # noqa: D301 (click wants the character, not its escape)
     reports = list_devices(host)
     if as_json:
         say_json([device_json(report) for report in reports])
@@ -52,6 +53,7 @@ def device() -> None:
 @device.command()
 @click.argument("address", type=options.ADDRESS)
 @options.as_json
+@options.snapshot
 @click.pass_obj
 def show(host: Host, address: PciAddress, as_json: bool) -> None:
     """Show one device: what it is, its group, who uses it, and what stands in the way."""

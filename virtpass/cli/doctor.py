@@ -23,10 +23,13 @@ _LABEL = 15
 
 
 @click.command()
-@click.option("--explain", metavar="ID", help="Say what a check looks at, and why it matters.")
+@click.option(
+    "--explain", metavar="ID", type=options.CHECK, help="Say what a check looks at, and why it matters."
+)
 @click.option("--all", "shows_all", is_flag=True, help="Show also what is as it should be, in detail.")
 @options.as_json
 @options.connect
+@options.snapshot
 @click.pass_context
 def doctor(context: click.Context, explain: str | None, shows_all: bool, as_json: bool, uri: str) -> None:
     """Look for everything that keeps this host from giving devices away, and say what mends it.

@@ -16,10 +16,11 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.system.recorded_libvirt import connect
 
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
-_name = click.argument("name", metavar="DOMAIN")
+_name = click.argument("name", metavar="DOMAIN", type=options.DOMAIN)
 _addresses = click.argument("addresses", metavar="ADDRESS...", type=options.ADDRESS, nargs=-1, required=True)
 _single = click.option("--single", is_flag=True, help="Only the functions named, not the whole card.")
 
@@ -36,6 +37,7 @@ def domain() -> None:
 @click.option(
     "--policy",
     "settings",
+    type=options.SETTING,
     multiple=True,
     metavar="KEY=VALUE",
     help="What the hook may do, as with: virtpass domain policy. May be repeated.",
@@ -99,10 +101,11 @@ def adopt(host: Host, name: str, dry_run: bool, uri: str) -> None:
 @_name
 @options.as_json
 @options.connect
+@options.snapshot
 @click.pass_obj
 def show(host: Host, name: str, as_json: bool, uri: str) -> None:
     """Show a domain's PCI devices, and whether virtpass looks after them."""
-    with Connection.open(uri) as connection:
+    with connect(host, uri) as connection:
         report = domains.show(connection, host, name)
     if as_json:
         say_json(report_json(report))
@@ -123,7 +126,7 @@ def show(host: Host, name: str, as_json: bool, uri: str) -> None:
     epilog=f"Known: {known_policy()}. The first value is the default; of {WAIT}, {DEFAULT_POLICY.wait}.",
 )
 @_name
-@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@click.argument("settings", metavar="[KEY=VALUE]...", type=options.SETTING, nargs=-1)
 @options.as_json
 @options.dry_run
 @options.connect

@@ -12,7 +12,7 @@ _MOST = 1000
 
 
 @click.command()
-@click.argument("domain", required=False)
+@click.argument("domain", type=options.DOMAIN, required=False)
 @click.option(
     "-n",
     "--count",

@@ -55,9 +55,10 @@ def _tell_reload(result: hooks.HookResult) -> None:
 
 
 @hook.command()
-@click.argument("domain", metavar="DOMAIN")
+@click.argument("domain", metavar="DOMAIN", type=options.DOMAIN)
 @options.as_json
 @options.connect
+@options.snapshot
 @click.pass_context
 def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> None:
     """Show what the hook would do at the domain's next start, as things are now; nothing is written.
@@ -66,7 +67,7 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     status is 1 if the start would be refused.
     """
     host: Host = context.obj
-    found = rehearsal.rehearse(host, _xml(domain, uri))
+    found = rehearsal.rehearse(host, _xml(host, domain, uri))
     if as_json:
         say_json(rehearsal_json(found))
     else:
@@ -90,12 +91,12 @@ def show_rehearsal(found: Rehearsal) -> None:
         note(f"warning: {found.warning}")
 
 
-def _xml(domain: str, uri: str) -> str:
+def _xml(host: Host, domain: str, uri: str) -> str:
     if domain == "-":
         return sys.stdin.buffer.read(MAX_XML + 1).decode("utf-8", "surrogateescape")
-    from virtpass.system.libvirt import Connection
+    from virtpass.system.recorded_libvirt import connect
 
-    with Connection.open(uri) as connection:
+    with connect(host, uri) as connection:
         return connection.domain(domain).inactive_xml()
 
 
@@ -119,6 +120,7 @@ def rehearsal_json(found: Rehearsal) -> dict[str, object]:
 
 @hook.command()
 @options.as_json
+@options.snapshot
 @click.pass_context
 def status(context: click.Context, as_json: bool) -> None:
     """Show what is installed; the exit status is 1 unless it is up to date."""

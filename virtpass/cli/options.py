@@ -1,14 +1,23 @@
 """Arguments and options that several commands share."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import click
+from click.shell_completion import CompletionItem
 
 from virtpass.pci.address import PciAddress
+from virtpass.system.errors import VirtpassError
 
 DEFAULT_URI = "qemu:///system"
 
+# Seconds. Somebody has pressed a key, and waits.
+_COMPLETION_DEADLINE = 1.0
+
 
 class AddressType(click.ParamType):
-    """A PCI address, parsed at the door."""
+    """A PCI address, parsed at the door; completed with the names of the devices that are no bridges."""
 
     name = "address"
 
@@ -16,8 +25,96 @@ class AddressType(click.ParamType):
         """Parse it; a `UsageError` of ours says what is wrong."""
         return value if isinstance(value, PciAddress) else PciAddress.parse(str(value))
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the addresses that begin so, also in the short form of domain 0."""
+        if _is_elsewhere(ctx):
+            return []
+        from virtpass.pci.inventory import read_inventory
+        from virtpass.pci.names import device_names
+
+        devices = [one for one in read_inventory(ctx.obj).devices.values() if not one.is_bridge]
+        begun = {one.address: str(one.address) for one in devices}
+        found = {address: text for address, text in begun.items() if text.startswith(incomplete.lower())}
+        if not found:
+            short = {address: text[5:] for address, text in begun.items() if address.domain == 0}
+            found = {address: text for address, text in short.items() if text.startswith(incomplete.lower())}
+        names = device_names(ctx.obj, [one for one in devices if one.address in found])
+        return [
+            CompletionItem(text, help=names[address].text if address in names else None)
+            for address, text in found.items()
+        ]
+
+
+class DomainType(click.ParamType):
+    """A domain's name or UUID, looked up where it is used; completed with the names that libvirt has."""
+
+    name = "domain"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names that begin so; none where libvirt does not answer at once."""
+        if _is_elsewhere(ctx):
+            return []
+        from virtpass.system.domain_names import domain_names
+
+        try:
+            names = domain_names(ctx.params.get("uri") or DEFAULT_URI, deadline=_COMPLETION_DEADLINE)
+        except VirtpassError:
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class CheckType(click.ParamType):
+    """The id of one of the doctor's checks."""
+
+    name = "id"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the ids that begin so, with what the checks are about."""
+        from virtpass.doctor.catalogue import CHECKS
+
+        return [
+            CompletionItem(check.reference, help=check.title)
+            for check in CHECKS
+            if check.reference.startswith(incomplete)
+        ]
+
+
+class SettingType(click.ParamType):
+    """A setting of a policy, ``KEY=VALUE``, parsed by `virtpass.domain.policy`."""
+
+    name = "setting"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the settings that begin so, with what they mean."""
+        from virtpass.binding.policy import DEFAULT_POLICY, KNOWN_POLICY, WAIT
+        from virtpass.domain.policy import meaning
+
+        choices = {**KNOWN_POLICY, WAIT: (str(DEFAULT_POLICY.wait),)}
+        return [
+            CompletionItem(f"{key}={value}", help=meaning(key, value))
+            for key, values in choices.items()
+            for value in values
+            if f"{key}={value}".startswith(incomplete)
+        ]
+
+
+def _is_elsewhere(ctx: click.Context) -> bool:
+    """Tell whether the command works on another host, which nobody opens for a key that is pressed."""
+    return bool(ctx.params.get("snapshot_file") or ctx.params.get("root"))
+
 
 ADDRESS = AddressType()
+DOMAIN = DomainType()
+CHECK = CheckType()
+SETTING = SettingType()
 
 connect = click.option(
     "-c",
@@ -30,3 +127,27 @@ connect = click.option(
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+
+
+def snapshot(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a reading command look at a host in a snapshot; stands above what passes the host to it."""
+
+    @click.option(
+        "--snapshot",
+        "snapshot_file",
+        # For completion alone: whether it can be read is told where it is opened.
+        type=click.Path(readable=False),
+        metavar="FILE",
+        help="Look at the host in this snapshot, not at this one.",
+    )
+    @functools.wraps(command)
+    def looking(*arguments: Any, snapshot_file: str | None, **values: Any) -> None:  # noqa: ANN401 (any command's)
+        if snapshot_file is not None:
+            # Not at the top: few commands have one to open.
+            from virtpass.operations.snapshot import opened
+
+            context = click.get_current_context()
+            context.obj = context.with_resource(opened(snapshot_file))
+        command(*arguments, **values)
+
+    return looking

@@ -20,6 +20,7 @@ from virtpass.host.wishes import ACS_DEFAULT, Wishes
 from virtpass.operations import host_preparation
 from virtpass.system.errors import EXIT_FAILED, RefusedError, UsageError
 from virtpass.system.host import Host
+from virtpass.system.recorded import RecordedHost
 from virtpass.transaction.engine import TransactionError
 
 _DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -117,6 +118,8 @@ def _parsed(values: dict[str, Any]) -> Wishes:
 
 def _below(context: click.Context, root: str | None) -> Host:
     found: Host = context.obj
+    if root is not None and isinstance(found, RecordedHost):
+        raise UsageError("two-hosts", "--root and --snapshot name two hosts", "give one of them")
     return found if root is None else Host(root)
 
 
@@ -124,6 +127,7 @@ def _below(context: click.Context, root: str | None) -> Host:
 @_wishes
 @options.as_json
 @root_option
+@options.snapshot
 @click.pass_context
 def plan(context: click.Context, root: str | None, as_json: bool, **values: Any) -> None:  # noqa: ANN401
     """Show what this host needs, and change nothing.
@@ -230,6 +234,7 @@ def recover(context: click.Context, root: str | None, as_json: bool, keep: bool,
 @host.command()
 @options.as_json
 @root_option
+@options.snapshot
 @click.pass_context
 def status(context: click.Context, root: str | None, as_json: bool) -> None:
     """Tell whether it took.

@@ -39,10 +39,11 @@ _LABEL = 9
 
 @click.command()
 @click.argument("address", type=options.ADDRESS, required=False)
-@click.argument("name", metavar="[DOMAIN]", required=False)
+@click.argument("name", metavar="[DOMAIN]", type=options.DOMAIN, required=False)
 @click.option(
     "--policy",
     "settings",
+    type=options.SETTING,
     multiple=True,
     metavar="KEY=VALUE",
     help="What the hook may do, as with: virtpass domain policy. May be repeated.",
@@ -76,10 +77,18 @@ def setup(
     host: Host = context.obj
     with Connection.open(uri) as connection:
         if address is None and (begun := _pending(host)) is not None:
+            if settings or bind or unsafe_interrupts:
+                raise UsageError(
+                    "goes-on",
+                    "a setup waits to be gone on with, and was agreed to as it is",
+                    "leave the options out; with ADDRESS and DOMAIN another one is begun",
+                )
             note(f"going on with {begun.wish.address} for {one_line(begun.wish.domain)}")
             plan = operation.resume(connection, host, begun)
-            # It was agreed to before the reboot.
-            agreed = True
+            # It was agreed to before the reboot, for the domain as it was then.
+            agreed = yes or begun.is_of(plan.domain)
+            if not agreed:
+                note("the domain is not as it was when this was agreed to")
         else:
             wish = _wish(connection, host, address, name, parse_settings(settings))
             wish = SetupWish(

@@ -11,7 +11,7 @@ from virtpass.cli.output import note, say
 from virtpass.cli.preparation import show_changes
 from virtpass.operations import uninstall as operation
 from virtpass.operations.uninstall import UninstallPlan
-from virtpass.system.errors import PermissionDeniedError, RefusedError, UsageError, one_line
+from virtpass.system.errors import PermissionDeniedError, RefusedError, UnavailableError, UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
@@ -26,7 +26,7 @@ def uninstall(host: Host, yes: bool, dry_run: bool, uri: str) -> None:
 
     The program itself stays, until its package is removed.
     """
-    with Connection.open(uri) as connection:
+    with _connected(uri) as connection:
         plan = operation.plan_uninstall(connection, host)
         _show(plan)
         if dry_run or plan.is_empty:
@@ -46,6 +46,22 @@ def uninstall(host: Host, yes: bool, dry_run: bool, uri: str) -> None:
         note("the kernel that runs now is as it was started: reboot it when it suits")
 
 
+def _connected(uri: str) -> Connection:
+    """Connect to libvirt.
+
+    Raises:
+        UnavailableError: it does not answer; what can be done without is said.
+    """
+    try:
+        return Connection.open(uri)
+    except UnavailableError as error:
+        raise UnavailableError(
+            error.reference,
+            f"the domains cannot be looked at: {error.what}",
+            f"{error.remedy or 'start libvirt'}; virtpass host revert and virtpass hook uninstall go without",
+        ) from error
+
+
 def _show(plan: UninstallPlan) -> None:
     if plan.is_empty:
         note("nothing of virtpass is on this host")
@@ -57,8 +73,8 @@ def _show(plan: UninstallPlan) -> None:
     if plan.host is not None:
         say("Host:")
         show_changes(plan.host)
-    if plan.hook.state != "absent":
-        say(f"Hook: {plan.hook.path} goes")
+    if plan.has_hook_files:
+        say(f"Hook: {plan.hook.path} goes, with what it runs")
     if plan.has_pending_setup:
         say("the setup that waits for a reboot is forgotten")
     for path in plan.kept:

@@ -1,5 +1,7 @@
 """Checks of the graphics cards, one finding for each."""
 
+from dataclasses import replace
+
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.pci.inventory import Device
@@ -7,9 +9,9 @@ from virtpass.pci.isolation import Level, Reason, judge
 
 # What says that the group does not keep the card apart; other reasons have checks of their own, or pass.
 _GROUP = ("group-shared", "group-bridge", "group-needed", "no-group", "direct-region")
-# Of a BAR in the file `resource`: prefetchable memory, 64 bits wide, and that nobody gave it an address
-# (IORESOURCE_PREFETCH, _MEM_64, _UNSET in the kernel's include/linux/ioport.h).
-_PREFETCH, _WIDE, _UNSET = 0x2000, 0x100000, 0x20000000
+# Of a BAR in the file `resource`: that it is memory, and that nobody gave it an address (IORESOURCE_MEM and
+# _UNSET in the kernel's include/linux/ioport.h).
+_MEMORY, _UNSET = 0x200, 0x20000000
 _BARS = 6
 _MEBI = 1 << 20
 
@@ -22,6 +24,14 @@ def _isolation(scene: Scene) -> list[Finding]:
     if not scene.inventory.groups:
         return [Finding(Verdict.UNKNOWN, "groups exist only with the IOMMU on")]
     found = [_isolated(scene, card) for card in scene.cards]
+    if any(one.verdict is Verdict.PASS for one in found):
+        # There is a card for a guest; the others matter only to domains that have them.
+        found = [
+            replace(one, verdict=Verdict.WARN)
+            if one.verdict is Verdict.FAIL and one.about not in scene.outside.assigned
+            else one
+            for one in found
+        ]
     if any(token.partition("=")[0] == "pcie_acs_override" for token in scene.facts.running):
         what = "the kernel runs with pcie_acs_override: the groups look smaller than they are"
         found.append(Finding(Verdict.WARN, what, "give devices only to guests that you trust"))
@@ -58,12 +68,16 @@ def _display(scene: Scene) -> list[Finding]:
         shows = "the firmware's display" if card.is_boot_display else "not the firmware's display"
         seen = f"{shows}; {_counted(monitors)}" if monitors is not None else shows
         is_last = [one.address for one in staying] == [card.address]
-        if is_last:
+        # With a second card that is set aside for a guest, the last one is meant to stay.
+        if is_last and (len(cards) == 1 or about in scene.outside.assigned):
             what = f"{seen}; the host has no other screen, and is dark while a guest has it"
             fix = "virtpass domain policy DOMAIN display=hand-over lets the desktop go; have SSH as a way in"
             found.append(Finding(Verdict.WARN, what, fix, about))
         else:
             found.append(passed(seen, about))
+    if not staying:
+        what = "no card has a driver of the host: there is no screen but that of a guest"
+        found.append(Finding(Verdict.WARN, what, "have SSH as a way in"))
     return found
 
 
@@ -115,6 +129,8 @@ def _bars(scene: Scene, card: Device) -> Finding | None:
         try:
             start, end, flags = (int(field, 16) for field in line.split())
         except ValueError:
+            continue
+        if not flags & _MEMORY:
             continue
         if flags & _UNSET:
             what = f"its memory region {number} got no address: the firmware has no room for it"

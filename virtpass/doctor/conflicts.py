@@ -17,7 +17,7 @@ _MEMORY = "/proc/meminfo"
 
 
 def _overrides(scene: Scene) -> list[Finding]:
-    ours = set(_lent(scene))
+    ours = {*map(str, _lent(scene)), *scene.outside.bound_early}
     found = []
     for device in scene.inventory.devices.values():
         try:
@@ -25,7 +25,7 @@ def _overrides(scene: Scene) -> list[Finding]:
         except VirtpassError as error:
             found.append(Finding(Verdict.FAIL, error.what, error.remedy, str(device.address)))
             continue
-        if override is None or device.address in ours:
+        if override is None or str(device.address) in ours:
             continue
         what = f"driver_override is {override}, which virtpass has not set"
         fix = f"virtpass device reattach {device.address}; or see driverctl list-overrides"
@@ -60,10 +60,11 @@ def _ids(scene: Scene) -> list[Finding]:
         Finding(
             Verdict.WARN,
             f"the kernel runs with {token}: all devices with these ids are taken at boot",
-            "sudo virtpass host apply --bind ADDRESS binds one card only; take that argument away",
+            "take that argument away; sudo virtpass setup --bind binds one card by its address",
         )
         for token in scene.facts.running
         if token.replace("_", "-").startswith(("vfio-pci.ids=", "pci-stub.ids="))
+        and token not in scene.outside.applied
     ]
     for directory in _DIRECTORIES:
         for name in scene.host.names(directory):
@@ -73,7 +74,7 @@ def _ids(scene: Scene) -> list[Finding]:
                 words = line.replace("_", "-").split()
                 if words[:2] == ["options", "vfio-pci"] and any(word.startswith("ids=") for word in words):
                     what = f"{directory}/{name} lets vfio-pci take all devices with these ids: {line.strip()}"
-                    fix = f"remove that line, or sudo virtpass host apply --bind ADDRESS without it: {name}"
+                    fix = "remove that line; sudo virtpass setup --bind binds one card by its address"
                     found.append(Finding(Verdict.WARN, what, fix, name))
     return found or [passed("vfio-pci takes no device by its ids")]
 
@@ -133,12 +134,9 @@ def _unfinished(scene: Scene) -> list[Finding]:
 
 
 def _domains(scene: Scene) -> list[Finding]:
-    found = []
-    for name, missing in scene.outside.wanted:
-        if missing:
-            what = f"it has {', '.join(missing)}, which this host has not"
-            fix = "cards may have moved: virtpass devices, then virtpass domain detach and attach"
-            found.append(Finding(Verdict.FAIL, what, fix, name))
+    found: list[Finding] = []
+    fix = "cards may have moved: virtpass devices, then virtpass domain detach and attach"
+    found += [Finding(Verdict.FAIL, what, fix, name) for name, what in scene.outside.misplaced]
     if scene.outside.running is None:
         return [Finding(Verdict.UNKNOWN, "libvirt does not answer")]
     return found or [passed("each domain's devices are where its definition says")]

@@ -34,11 +34,13 @@ def _known(scene: Scene) -> list[Finding]:
     outside = scene.outside
     if outside.hook_written is None:
         return [Finding(Verdict.UNKNOWN, "there is no hook to be known")]
-    if not outside.daemon:
+    if not outside.daemon and not outside.libvirt_version:
         return [passed("no daemon runs now; it looks for hooks when it starts")]
     if outside.daemon_looked is None:
-        return [Finding(Verdict.UNKNOWN, f"when {outside.daemon} last looked for hooks is not known")]
-    if outside.daemon_looked < outside.hook_written:
+        unit = outside.daemon or "the daemon"
+        return [Finding(Verdict.UNKNOWN, f"when {unit} last looked for hooks is not known")]
+    # systemd tells whole seconds.
+    if outside.daemon_looked < int(outside.hook_written):
         # It remembers whether there was any hook at all, not which ones.
         what = f"the hook was written after {outside.daemon} last looked for hooks, and it may not be called"
         return [Finding(Verdict.WARN, what, f"sudo systemctl reload {outside.daemon}")]
@@ -84,6 +86,12 @@ def _under_selinux(scene: Scene) -> list[Finding]:
     if switch is not None and not switch.startswith("1"):
         what = "SELinux confines hooks (virt_hooks_unconfined is off): the hook cannot write to sysfs"
         found.append(Finding(Verdict.FAIL, what, "sudo setsebool -P virt_hooks_unconfined on"))
+    if not found and scene.outside.daemon.startswith("virtqemud"):
+        # The boolean's rules name other daemons; whether this one may differs between releases of the policy.
+        what = "SELinux is enforcing, and whether it lets virtqemud run hooks is not known"
+        found.append(
+            Finding(Verdict.UNKNOWN, what, "start a domain, then: sudo ausearch -m AVC -c rpc-virtqemud")
+        )
     return found or [passed("SELinux lets the hook work")]
 
 
@@ -110,7 +118,7 @@ def _daemon(scene: Scene) -> list[Finding]:
         return [Finding(Verdict.UNKNOWN, what, "sudo virtpass doctor")]
     what = f"libvirt does not answer: {outside.libvirt_problem}"
     fix = "sudo systemctl start libvirtd, or virtqemud.socket where the daemon is split"
-    return [Finding(Verdict.FAIL, what, fix)]
+    return [Finding(Verdict.FAIL, what, outside.libvirt_remedy or fix)]
 
 
 def _member(scene: Scene) -> list[Finding]:
@@ -126,6 +134,8 @@ def _member(scene: Scene) -> list[Finding]:
 
 def _locked_memory(scene: Scene) -> list[Finding]:
     process = scene.outside.daemon_process
+    if process is None and scene.outside.libvirt_version:
+        return [Finding(Verdict.UNKNOWN, "the daemon's process is not known")]
     if process is None:
         return [passed("no daemon runs now; as a system service it may lock all memory")]
     text = scene.host.read(f"/proc/{process}/limits")

@@ -44,7 +44,7 @@ def _surroundings(scene: Scene) -> list[Finding]:
 
 
 _FIXES = {
-    IommuState.ARGUMENT_MISSING: "sudo virtpass host apply, then reboot",
+    IommuState.ARGUMENT_MISSING: "sudo virtpass setup; it goes on after a reboot",
     IommuState.SWITCHED_OFF: "take that kernel argument away (virtpass host plan says where), then reboot",
     IommuState.NO_SUPPORT: "boot another kernel of the distribution",
     IommuState.OFF_IN_FIRMWARE: "switch VT-d, or AMD-Vi (IOMMU), on in the firmware",
@@ -75,7 +75,7 @@ def _interrupts(scene: Scene) -> list[Finding]:
             Verdict.FAIL,
             "interrupts are not remapped, so VFIO refuses all devices",
             "switch interrupt remapping (x2APIC) on in the firmware, or update it; for guests that you trust:"
-            " sudo virtpass host apply --unsafe-interrupts",
+            " sudo virtpass setup --unsafe-interrupts",
         )
     ]
 

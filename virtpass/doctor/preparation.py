@@ -15,12 +15,14 @@ _VERDICTS = {
 _FIXES = {
     HostVerdict.RIGHT: "",
     HostVerdict.WAITING: "reboot",
-    HostVerdict.WRONG: "sudo virtpass host apply (with the options of before) writes it anew; "
-    "sudo virtpass host revert takes it back",
+    HostVerdict.WRONG: "sudo virtpass setup ADDRESS DOMAIN writes it anew, sudo virtpass host revert takes it"
+    " all back",
     HostVerdict.UNKNOWN: "sudo virtpass doctor",
 }
 # Which comparisons of the host layer belong to which check here; all others are about the kernel arguments.
 _INITRAMFS, _EARLY = ("initramfs",), ("early-binding",)
+# What stands in place of all of them where this user may not read the record.
+_RECORD = "record"
 
 
 def _modules(scene: Scene) -> list[Finding]:
@@ -54,6 +56,9 @@ def _compared(scene: Scene, references: tuple[str, ...] | None) -> list[Finding]
     if references is None and scene.outside.is_unfinished:
         what = "a change of the host was cut off half way"
         return [Finding(Verdict.FAIL, what, "sudo virtpass host recover")]
+    unread = [one.text for one in scene.outside.host_checks if one.reference == _RECORD]
+    if problem := scene.outside.host_problem or next(iter(unread), ""):
+        return [Finding(Verdict.UNKNOWN, problem, "" if scene.outside.is_root else "sudo virtpass doctor")]
     others = (*_INITRAMFS, *_EARLY)
     found = [
         Finding(_VERDICTS[one.verdict], one.text, _FIXES[one.verdict])

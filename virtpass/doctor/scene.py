@@ -21,16 +21,21 @@ class Outside:
         groups: the groups of that user.
         libvirt_version: such as "9.0.0"; empty when libvirt does not answer.
         libvirt_problem: why it does not answer; empty when it does.
+        libvirt_remedy: what to do then; may be empty.
         libvirt_refuses: whether it answers, but not to this user.
         daemon: the unit of the daemon that runs domains, such as "libvirtd.service"; empty when none runs.
         daemon_process: its process number, None for none.
         daemon_looked: when it last looked for hooks: its start or reload, in seconds since the epoch; None
             when that is not known.
-        hook_written: when the hook was last changed, in seconds since the epoch; None without a hook.
+        hook_written: when the hook was last written, in seconds since the epoch; None without a hook.
         hook_label: the SELinux label of the hook; empty without.
         running: UUIDs of the domains that run; None when libvirt does not answer.
-        wanted: for each domain with PCI devices: its name, and the devices that are not there.
+        assigned: the devices that domains have.
+        misplaced: for each domain with a device that is not where it was: its name, and what is wrong.
         host_checks: what `virtpass host status` has compared; empty when nothing was applied.
+        host_problem: why that could not be read; empty when it could.
+        bound_early: the devices that virtpass has bound at boot.
+        applied: the kernel arguments that virtpass has added.
         is_unfinished: whether a change of the host was cut off.
     """
 
@@ -39,6 +44,7 @@ class Outside:
     groups: tuple[str, ...] = ()
     libvirt_version: str = ""
     libvirt_problem: str = ""
+    libvirt_remedy: str = ""
     libvirt_refuses: bool = False
     daemon: str = ""
     daemon_process: int | None = None
@@ -46,8 +52,12 @@ class Outside:
     hook_written: float | None = None
     hook_label: str = ""
     running: tuple[str, ...] | None = None
-    wanted: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    assigned: tuple[str, ...] = ()
+    misplaced: tuple[tuple[str, str], ...] = ()
     host_checks: tuple[HostCheck, ...] = ()
+    host_problem: str = ""
+    bound_early: tuple[str, ...] = ()
+    applied: tuple[str, ...] = ()
     is_unfinished: bool = False
 
 

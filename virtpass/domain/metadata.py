@@ -20,10 +20,12 @@ _DEVICE = f"{{{NAMESPACE}}}device"
 _ROOT_PORT = f"{{{NAMESPACE}}}root-port"
 
 _IDS = ("vendor", "device", "subsystem-vendor", "subsystem-device")
+# What is told of a device by an attribute that is there, with its only value, or is not.
+_FLAGS = (("added", "yes"), ("managed", "no"), ("multifunction", "off"))
 _ATTRIBUTES = {
     _ELEMENT: frozenset[str](),
     _POLICY: frozenset(POLICY_KEYS),
-    _DEVICE: frozenset({"address", *_IDS, "serial", "added", "managed"}),
+    _DEVICE: frozenset({"address", *_IDS, "serial", "added", "managed", "multifunction"}),
     _ROOT_PORT: frozenset({"index"}),
 }
 
@@ -41,12 +43,14 @@ class RecordedDevice:
         identity: what it was.
         is_added: whether virtpass wrote the hostdev; others were there before, and stay when virtpass goes.
         was_unmanaged: whether the hostdev that was there said ``managed='no'``.
+        was_single: whether its guest address did not say ``multifunction='on'`` before.
     """
 
     address: PciAddress
     identity: Identity
     is_added: bool = False
     was_unmanaged: bool = False
+    was_single: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,8 @@ def _fill_device(element: etree._Element, device: RecordedDevice) -> None:
         element.set("serial", device.identity.serial)
     else:
         element.attrib.pop("serial", None)
-    for name, value, is_set in (("added", "yes", device.is_added), ("managed", "no", device.was_unmanaged)):
+    flags = (device.is_added, device.was_unmanaged, device.was_single)
+    for (name, value), is_set in zip(_FLAGS, flags, strict=True):
         if is_set:
             element.set(name, value)
         else:
@@ -269,10 +274,8 @@ def _parse_device(element: etree._Element) -> RecordedDevice:
         )
         serial = element.get("serial", "")
         identity = Identity(vendor, device, subsystem_vendor, subsystem_device, serial)
-        is_added, was_unmanaged = (
-            _parse_flag(element, *flag) for flag in (("added", "yes"), ("managed", "no"))
-        )
-        return RecordedDevice(address, identity, is_added, was_unmanaged)
+        flags = [_parse_flag(element, name, value) for name, value in _FLAGS]
+        return RecordedDevice(address, identity, *flags)
     except VirtpassError as error:
         raise _misunderstood(error.what) from error
 

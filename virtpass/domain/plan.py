@@ -214,6 +214,8 @@ def plan_release(domain_xml: str, templates: Templates | None = None) -> DomainP
     for device in devices:
         if device.was_unmanaged and device.address in present:
             edit.unmanage(*present[device.address])
+        if device.was_single and device.address in present:
+            edit.make_single(*present[device.address])
     edit.forget([device.address for device in devices])
     return edit.plan()
 
@@ -258,6 +260,7 @@ class _Edit:
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unmanaged: set[PciAddress] = field(default_factory=set)
+    single: set[PciAddress] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.fragments = self.templates or packaged_templates()
@@ -302,6 +305,13 @@ class _Edit:
         if hostdev.is_managed:
             element.set("managed", "no")
             self.changes.append(f"set managed='no' on hostdev {hostdev.source}")
+
+    def make_single(self, element: etree._Element, hostdev: Hostdev) -> None:
+        """Take back that function 0 of a guest slot says that there are more."""
+        own = element.find("address")
+        if own is not None and hostdev.is_multifunction:
+            own.attrib.pop("multifunction")
+            self.changes.append(f"take multifunction='on' from guest address {hostdev.guest}")
 
     def add_hostdevs(self, sources: Sequence[PciAddress], libvirt_version: int) -> None:
         """Add hostdevs, and what the guest needs to see them."""
@@ -360,6 +370,7 @@ class _Edit:
                 is_added=address in added or (address in before and before[address].is_added),
                 was_unmanaged=address in self.unmanaged
                 or (address in before and before[address].was_unmanaged),
+                was_single=address in self.single or (address in before and before[address].was_single),
             )
             for address, identity in recorded.items()
         )
@@ -481,4 +492,5 @@ class _Edit:
             if own is not None and not hostdev.is_multifunction:
                 own.set("multifunction", "on")
                 if hostdev.source not in new:
+                    self.single.add(hostdev.source)
                     self.changes.append(f"set multifunction='on' on guest address {guest}")

@@ -180,6 +180,11 @@ def uninstall(host: Host) -> bool:
     return was_there
 
 
+def is_anything_left(host: Host) -> bool:
+    """Tell whether there is anything that `uninstall` would remove."""
+    return host.exists(HOOK) or host.exists(PAYLOADS) or host.exists(f"{_STATE}/{_STATE_NAME}")
+
+
 def _sweep(host: Host) -> None:
     """Remove temporary files that a crash has left behind."""
     for path in (HOOKS, _STATE):

@@ -41,7 +41,7 @@ _IDS = ("vendor", "device", "subsystem-vendor", "subsystem-device")
 
 # Our elements beside the policy, whose attributes are checked when it is obeyed, and their attributes.
 _KNOWN = {
-    "device": frozenset(("address", *_IDS, "serial", "added", "managed")),
+    "device": frozenset(("address", *_IDS, "serial", "added", "managed", "multifunction")),
     "root-port": frozenset(("index",)),
 }
 

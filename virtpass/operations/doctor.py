@@ -5,16 +5,19 @@ import os
 import pwd
 from dataclasses import dataclass
 
+from virtpass.binding.functions import announced
 from virtpass.doctor.catalogue import CHECKS, examine
 from virtpass.doctor.check import Check, Outcome, Verdict, worst
 from virtpass.doctor.scene import Outside, Scene
 from virtpass.hook.install import HOOK
 from virtpass.operations import host_preparation
-from virtpass.operations.domains import list_domains
+from virtpass.operations.domains import DomainDevice, list_domains
+from virtpass.operations.recorded_outside import recorded_outside
 from virtpass.system.daemon import active_daemon, last_change
 from virtpass.system.errors import NotFoundError, PermissionDeniedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import SYSTEM, Connection
+from virtpass.system.recorded import RecordedHost
 
 # Seconds. A daemon that hangs is a finding, and must not hold up all the others.
 _LIBVIRT_DEADLINE = 5.0
@@ -40,7 +43,7 @@ class Examination:
 
 def examine_host(host: Host, uri: str = SYSTEM) -> Examination:
     """Run all checks; needs no permission, and sees less without. Changes nothing."""
-    outside = look_outside(host, uri)
+    outside = recorded_outside(host) if isinstance(host, RecordedHost) else look_outside(host, uri)
     return Examination(tuple(examine(Scene(host, outside))), outside.is_root)
 
 
@@ -59,26 +62,33 @@ def check_named(reference: str) -> Check:
 
 def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
     """Ask those who have no file of it: libvirt, systemd, and who the user is."""
-    version, problem, is_refused = "", "", False
+    version, problem, remedy, is_refused = "", "", "", False
     running: tuple[str, ...] | None = None
-    wanted: list[tuple[str, tuple[str, ...]]] = []
+    assigned: list[str] = []
+    misplaced: list[tuple[str, str]] = []
     try:
         with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
             version = _dotted(connection.version)
             domains = list_domains(connection, host)
             running = tuple(one.uuid for one in domains if one.is_active)
+            coming = announced(host)
             for domain in domains:
-                missing = tuple(str(one.address) for one in domain.devices if one.seen is None)
-                wanted += [(domain.name, missing)] if domain.devices else []
+                assigned += [str(one.address) for one in domain.devices]
+                misplaced += [
+                    (domain.name, text)
+                    for one in domain.devices
+                    if (text := _misplaced(one, is_coming=one.address in coming))
+                ]
     except VirtpassError as error:
-        problem, is_refused = error.what, isinstance(error, PermissionDeniedError)
+        problem, remedy = error.what, error.remedy
+        is_refused = isinstance(error, PermissionDeniedError)
     unit = None if host.root else active_daemon()
     process, looked = last_change(unit) if unit is not None else (None, None)
     try:
         status = host_preparation.status(host)
-        compared, is_unfinished = status.checks, status.is_unfinished
-    except VirtpassError:
-        compared, is_unfinished = (), False
+        compared, is_unfinished, record, unread = status.checks, status.is_unfinished, status.record, ""
+    except VirtpassError as error:
+        compared, is_unfinished, record, unread = (), False, None, error.line
     written, label = _hook_file(host)
     user, groups = _user()
     return Outside(
@@ -87,6 +97,7 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         groups=groups,
         libvirt_version=version,
         libvirt_problem=problem,
+        libvirt_remedy=remedy,
         libvirt_refuses=is_refused,
         daemon=unit or "",
         daemon_process=process,
@@ -94,10 +105,23 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         hook_written=written,
         hook_label=label,
         running=running,
-        wanted=tuple(wanted),
+        assigned=tuple(assigned),
+        misplaced=tuple(misplaced),
         host_checks=compared,
+        host_problem=unread,
+        bound_early=tuple(map(str, record.devices)) if record is not None else (),
+        applied=record.arguments if record is not None else (),
         is_unfinished=is_unfinished,
     )
+
+
+def _misplaced(device: DomainDevice, *, is_coming: bool) -> str:
+    """Return what is wrong with a device of a domain; empty for nothing."""
+    if device.seen is None:
+        return "" if is_coming else f"it has {device.address}, which this host has not"
+    if device.recorded is not None and not device.is_as_recorded:
+        return f"at {device.address} is {device.seen} now, not {device.recorded} as when it was attached"
+    return ""
 
 
 def _dotted(version: int) -> str:
@@ -105,10 +129,10 @@ def _dotted(version: int) -> str:
 
 
 def _hook_file(host: Host) -> tuple[float | None, str]:
-    """Return when the hook was last changed, and its SELinux label."""
+    """Return when the hook was last written, and its SELinux label."""
     path = host.path(HOOK)
     try:
-        written = os.stat(path).st_ctime
+        written = os.stat(path).st_mtime
     except OSError:
         return None, ""
     try:

@@ -99,6 +99,7 @@ def attach(
     policy: Mapping[str, str] | None = None,
     whole_card: bool = True,
     is_isolated: bool = True,
+    expected: str = "",
     dry_run: bool = False,
 ) -> DomainResult:
     """Give devices to a domain, from its next start on.
@@ -110,7 +111,8 @@ def attach(
         addresses: the devices.
         policy: values of the policy to set, by key.
         whole_card: attach all functions of their slots; the virtual functions of a card do not count.
-        is_isolated: whether they can be isolated in this boot already, and are judged for it.
+        is_isolated: whether they can be isolated as things are, and are judged for it.
+        expected: the domain's XML as somebody has seen it in a plan; empty for whatever it is.
         dry_run: plan only.
 
     Raises:
@@ -129,6 +131,8 @@ def attach(
     devices = [(address, read_device(host, address).identity) for address in wanted]
     virtual = _virtual(host, present | set(wanted))
     plan = plan_attach(xml, devices, connection.version, load_templates(host), policy=policy, virtual=virtual)
+    if expected and plan.before != expected:
+        raise _changed(domain.name)
     return _finish(connection, domain, plan, dry_run, notes + _shared(connection, plan, wanted))
 
 
@@ -370,9 +374,7 @@ def _finish(
         return DomainResult(plan, is_applied=False, notes=notes)
     old = domain.inactive_xml()
     if normalise(old) != plan.before:
-        raise RefusedError(
-            "changed", f"domain '{domain.name}' was changed meanwhile", "run the command again"
-        )
+        raise _changed(domain.name)
     defined = connection.define(plan.after)
     try:
         wrong = difference(plan.after, defined.inactive_xml())
@@ -385,6 +387,10 @@ def _finish(
             f"libvirt did not take the change as planned ({wrong}); domain '{domain.name}' is as it was",
         )
     return DomainResult(plan, is_applied=True, notes=notes)
+
+
+def _changed(name: str) -> RefusedError:
+    return RefusedError("changed", f"domain '{name}' was changed meanwhile", "run the command again")
 
 
 def _restore(connection: Connection, domain: Domain, old: str) -> None:

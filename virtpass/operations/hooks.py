@@ -8,6 +8,7 @@ from virtpass.hook.install import HookStatus, hook_status
 from virtpass.operations.locking import locked
 from virtpass.system.daemon import active_daemon, reload_daemon
 from virtpass.system.host import Host
+from virtpass.system.recorded import RecordedHost, typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ def uninstall_hook(host: Host) -> HookResult:
 
 def show_hook(host: Host) -> tuple[HookStatus, str | None]:
     """Return what is installed, and the unit of the daemon that runs."""
+    if isinstance(host, RecordedHost):
+        return hook_status(host), typed(host.outside.get("daemon"), str) or None
     return hook_status(host), None if host.root else active_daemon()
 
 

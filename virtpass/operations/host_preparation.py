@@ -16,10 +16,12 @@ from virtpass.host.proof import prove
 from virtpass.host.record import ROOM, HostRecord, record_from_json, record_to_json
 from virtpass.host.status import Check, Verdict, checks
 from virtpass.host.wishes import Wishes
+from virtpass.operations.recorded_outside import recorded_outside
 from virtpass.system.commands import run_command
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
 from virtpass.system.host import Host
 from virtpass.system.packages import held_off
+from virtpass.system.recorded import RecordedHost
 from virtpass.transaction.engine import Kept, Runner, Transaction, locked, merged
 
 _ATTRIBUTE_DEADLINE = 10.0
@@ -63,6 +65,11 @@ def plan(host: Host, wishes: Wishes) -> HostPlan:
 def status(host: Host) -> HostStatus:
     """Return how a host stands; changes nothing."""
     facts = read_facts(host)
+    if isinstance(host, RecordedHost):
+        # Images of the initramfs are in no snapshot: what they were compared with then still counts.
+        told = recorded_outside(host)
+        iommu = read_iommu(facts)
+        return HostStatus(facts, iommu, facts.kernels, _record(host), told.host_checks, told.is_unfinished)
     try:
         found, was_cut_off = _record(host), is_unfinished(host)
     except PermissionDeniedError as error:
@@ -201,6 +208,8 @@ def is_unfinished(host: Host) -> bool:
     Raises:
         VirtpassError: the record of it cannot be read.
     """
+    if isinstance(host, RecordedHost):
+        return recorded_outside(host).is_unfinished
     return _transaction(host).pending() is not None
 
 

@@ -11,7 +11,8 @@ from virtpass.pci.inventory import read_inventory
 from virtpass.pci.isolation import Level
 from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
-from virtpass.system.libvirt import SYSTEM, Connection
+from virtpass.system.libvirt import SYSTEM
+from virtpass.system.recorded_libvirt import connect
 
 # Written by `virtpass.operations.setup`, whose imports would take longer than all of this.
 SETUP_RECORD = "/var/lib/virtpass/setup"
@@ -81,7 +82,7 @@ def overview(host: Host, uri: str = SYSTEM) -> Overview:
 
 def _domains(host: Host, uri: str) -> tuple[list[DomainReport] | None, str]:
     try:
-        with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
+        with connect(host, uri, deadline=_LIBVIRT_DEADLINE) as connection:
             return list_domains(connection, host), ""
     except VirtpassError as error:
         return None, error.line

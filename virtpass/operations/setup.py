@@ -1,5 +1,6 @@
 """From a card and a domain to a working passthrough: one plan over host, hook and domain, one way back."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -59,11 +60,17 @@ class Pending:
         wish: what was asked for.
         identity: what was at the address.
         boot: the boot in which it was begun.
+        domain: a digest of the domain as it was.
     """
 
     wish: SetupWish
     identity: Identity
     boot: str
+    domain: str
+
+    def is_of(self, plan: DomainPlan) -> bool:
+        """Tell whether a domain is the one that was agreed to, and as it was then."""
+        return self.domain == _digest(plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ def plan_setup(connection: Connection, host: Host, wish: SetupWish) -> SetupPlan
     planned = host_preparation.plan(host, _wishes(host, wish))
     # What the kernel does not have now it cannot be asked for: groups show after the boot.
     facts = read_facts(host)
-    is_due = planned.record is not None and not is_rebooted(facts, planned.record)
+    is_due = planned.present is not None and not is_rebooted(facts, planned.present)
     waits = not read_iommu(facts).is_on and (is_due or not planned.is_empty)
     result = domains.attach(
         connection,
@@ -125,7 +132,8 @@ def plan_setup(connection: Connection, host: Host, wish: SetupWish) -> SetupPlan
         wish.domain,
         [wish.address],
         policy=wish.policy,
-        is_isolated=not waits,
+        # Interrupts that are to be accepted are so only once that has been done.
+        is_isolated=not waits and (planned.is_empty or not wish.unsafe_interrupts),
         dry_run=True,
     )
     return SetupPlan(
@@ -178,26 +186,28 @@ def carry_out(
     try:
         if not plan.host.is_empty:
             say("preparing the host")
-            host_preparation.apply(host, plan.host, say=say, run=run)
+            # On the list before it is done: a step may fail after it took effect.
             undo.append(("the host", lambda: _undo_host(host, before.wishes if before else None, say, run)))
+            host_preparation.apply(host, plan.host, say=say, run=run)
         if not plan.hook.works:
             say("installing the hook")
-            was_absent = plan.hook.state == "absent"
-            hooks.install_hook(host)
-            if was_absent:
+            if plan.hook.state == "absent":
                 undo.append(("the hook", lambda: hooks.uninstall_hook(host)))
+            hooks.install_hook(host)
         if plan.waits_for_reboot:
             _remember(host, plan)
             return
         if not plan.domain.is_empty:
             say(f"giving the card to {plan.wish.domain}")
             wish = plan.wish
-            result = domains.attach(connection, host, wish.domain, [wish.address], policy=wish.policy)
-            if result.plan.after != plan.domain.after:
-                undo.append(("the domain", lambda: domains.release(connection, host, wish.domain)))
-                raise RefusedError(
-                    "changed", f"domain '{wish.domain}' was changed meanwhile", "run the command again"
-                )
+            domains.attach(
+                connection,
+                host,
+                plan.domain.uuid,
+                [wish.address],
+                policy=wish.policy,
+                expected=plan.domain.before,
+            )
         forget(host)
     except VirtpassError as error:
         problems = _take_back(undo, say)
@@ -255,7 +265,7 @@ def pending(host: Host) -> Pending | None:
         )
         vendor, device, board_vendor, board, serial = found["identity"]
         identity = Identity(int(vendor), int(device), int(board_vendor), int(board), str(serial))
-        return Pending(wish, identity, str(found["boot"]))
+        return Pending(wish, identity, str(found["boot"]), str(found["domain_digest"]))
     except (ValueError, KeyError, TypeError, AttributeError, VirtpassError) as error:
         raise FailedError(
             "setup-record",
@@ -296,6 +306,10 @@ def resume(connection: Connection, host: Host, begun: Pending) -> SetupPlan:
     return plan_setup(connection, host, begun.wish)
 
 
+def _digest(plan: DomainPlan) -> str:
+    return hashlib.sha256(plan.before.encode()).hexdigest()
+
+
 def _remember(host: Host, plan: SetupPlan) -> None:
     wish = plan.wish
     content = {
@@ -306,6 +320,7 @@ def _remember(host: Host, plan: SetupPlan) -> None:
         "unsafe_interrupts": wish.unsafe_interrupts,
         "identity": list(plan.identity),
         "boot": read_facts(host).boot_id,
+        "domain_digest": _digest(plan.domain),
     }
     host.replace_own(_DIRECTORY, _NAME, f"{json.dumps(content, indent=1)}\n".encode(), _MODE)
 

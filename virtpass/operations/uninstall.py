@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from virtpass.binding import function_records
 from virtpass.binding.journal import journals, read_journal
+from virtpass.binding.policy import NAMESPACE
 from virtpass.domain.plan import DomainPlan
-from virtpass.hook.install import HookStatus, hook_status
+from virtpass.hook.install import HookStatus, hook_status, is_anything_left
 from virtpass.host.prepare import HostPlan
 from virtpass.operations import domains, hooks, host_preparation, setup
 from virtpass.operations.functions import set_functions
@@ -30,6 +31,7 @@ class UninstallPlan:
     Attributes:
         domains: the changes of the domains.
         hook: what is installed of the hook.
+        has_hook_files: whether there is anything of the hook, even without itself.
         host: the change of the host, None when nothing is applied.
         functions: devices that get virtual functions at boot.
         has_pending_setup: whether a setup waits for a reboot.
@@ -38,6 +40,7 @@ class UninstallPlan:
 
     domains: tuple[DomainPlan, ...]
     hook: HookStatus
+    has_hook_files: bool
     host: HostPlan | None
     functions: tuple[PciAddress, ...]
     has_pending_setup: bool
@@ -48,7 +51,7 @@ class UninstallPlan:
         """Whether virtpass has left nothing on this host."""
         return (
             not self.domains
-            and self.hook.state == "absent"
+            and not self.has_hook_files
             and self.host is None
             and not self.functions
             and not self.has_pending_setup
@@ -68,11 +71,18 @@ def plan_uninstall(connection: Connection, host: Host) -> UninstallPlan:
         raise RefusedError(
             "lent", f"devices are lent to the domain {name}", "shut it down first, or run virtpass recover"
         )
-    ours = [one for one in domains.list_domains(connection, host) if one.is_ours]
+    found = domains.list_domains(connection, host)
+    for one in found:
+        if one.problem and NAMESPACE in connection.domain(one.uuid).shown_xml():
+            raise RefusedError(
+                "metadata", f"domain '{one.name}' cannot be given back: {one.problem}", "virsh edit mends it"
+            )
+    ours = [one for one in found if one.is_ours]
     changes = [domains.release(connection, host, one.uuid, dry_run=True).plan for one in ours]
     return UninstallPlan(
         domains=tuple(changes),
         hook=hook_status(host),
+        has_hook_files=is_anything_left(host),
         host=host_preparation.plan_undo(host),
         functions=tuple(sysfs.parsed(function_records.names(host))),
         has_pending_setup=setup.is_waiting(host),

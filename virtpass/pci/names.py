@@ -1,6 +1,6 @@
 """Names of devices from udev's hardware database."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device
 from virtpass.pci.sysfs import device_path
 from virtpass.system.host import Host
+
+_RECORDS = "/run/udev/data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,11 @@ class Name:
 def device_names(host: Host, devices: Iterable[Device]) -> dict[PciAddress, Name]:
     """Return the names of devices.
 
-    A host that is not this machine, or a machine without udev, has no names.
+    Of a host that is not this machine, the names are those that its udev has written down, as in a snapshot.
+    A machine without udev has no names.
     """
     if host.root:
-        return {}
+        return {device.address: _written_down(host, device.address) for device in devices}
     try:
         import pyudev
 
@@ -59,5 +62,15 @@ def _look_up(pyudev: Any, context: Any, address: PciAddress) -> Name:  # noqa: A
         properties = pyudev.Devices.from_path(context, device_path(address)).properties
     except pyudev.DeviceNotFoundError:
         return Name()
+    return _name(properties)
+
+
+def _written_down(host: Host, address: PciAddress) -> Name:
+    """Return a name from udev's own records: lines "E:NAME=VALUE" among others."""
+    lines = (host.read(f"{_RECORDS}/+pci:{address}") or "").splitlines()
+    return _name(dict(line[2:].split("=", 1) for line in lines if line.startswith("E:") and "=" in line))
+
+
+def _name(properties: Mapping[str, str]) -> Name:
     fields = (properties.get(f"ID_{key}_FROM_DATABASE", "") for key in ("VENDOR", "MODEL", "PCI_SUBCLASS"))
     return Name(*(field if field.isprintable() else "" for field in fields))

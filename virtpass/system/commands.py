@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from virtpass.system.host import Host
+from virtpass.system.recorded import RecordedHost
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # In the environment of every program that `run_command` starts, and of all that these start.
@@ -46,6 +47,8 @@ def run_command(host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
         argv: the program, looked up on the usual path, and its arguments.
         deadline: seconds after which it is ended with all that it has started.
     """
+    if isinstance(host, RecordedHost):
+        return Outcome(127, f"{argv[0]}: nothing of a snapshot is run")
     # A file, not a pipe: what the program leaves running may keep its output open for ever. In memory: there
     # may be no other place to write to.
     with open(os.memfd_create("output"), "w+b") as output:
@@ -76,6 +79,8 @@ def run_command(host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
 
 def output_of(host: Host, argv: tuple[str, ...], deadline: float, limit: int = 16 << 20) -> str | None:
     """Return what a program prints to its standard output; None when it fails or prints too much."""
+    if isinstance(host, RecordedHost):
+        return None
     try:
         done = subprocess.run(
             _rooted(host, argv),

@@ -132,12 +132,13 @@ class Connection:
         self._is_lost = False
 
     @classmethod
-    def open(cls, uri: str = SYSTEM, *, deadline: float = _DEADLINE) -> "Connection":
+    def open(cls, uri: str = SYSTEM, *, deadline: float | None = None) -> "Connection":
         """Connect to libvirt.
 
         Args:
             uri: which driver and daemon, as in ``virsh --connect``.
-            deadline: seconds after which a call counts as unanswered.
+            deadline: seconds after which a call counts as unanswered, opening included; by default 30, and
+                60 for opening.
 
         Raises:
             UnavailableError: python3-libvirt is missing, or there is no daemon.
@@ -148,12 +149,12 @@ class Connection:
         # Without a handler of ours libvirt prints each error itself; None does not silence it.
         libvirt.registerErrorHandler(_ignore, None)
         try:
-            handle = _answer(lambda: libvirt.open(uri), max(_OPEN_DEADLINE, deadline), f"connecting to {uri}")
+            handle = _answer(lambda: libvirt.open(uri), deadline or _OPEN_DEADLINE, f"connecting to {uri}")
         except ValueError as error:
             raise UsageError(
                 "libvirt-uri", f"'{uri}' is not a libvirt URI", "write it like qemu:///system"
             ) from error
-        return cls(handle, uri, deadline)
+        return cls(handle, uri, deadline or _DEADLINE)
 
     def close(self) -> None:
         """Close the connection; one that does not answer is left alone."""
