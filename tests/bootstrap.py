@@ -29,11 +29,13 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "checks": {
         "busybox": "has the shell of many an initramfs, for which a script of ours is written",
+        "fish": "completes commands with the script of ours for it",
         "grub-common": "has grub-mkconfig, whose menus are read; it installs no bootloader",
         "kmod": "has modprobe, which says how it understands our configuration",
         "lintian": "checks the Debian package",
         "python3-yaml": "reads what is written to booster's configuration",
         "shellcheck": "checks shell scripts",
+        "zsh": "completes commands with the script of ours for it",
     },
     "bench": {
         "pciutils": "has lspci, which the list of devices is measured against",

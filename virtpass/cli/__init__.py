@@ -53,7 +53,13 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, message="virtpass %(version)s")
 @click.option("--json", "as_json", is_flag=True, help="Print where you stand as JSON.")
-@click.option("--snapshot", "snapshot_file", metavar="FILE", help="Look at the host in this snapshot.")
+@click.option(
+    "--snapshot",
+    "snapshot_file",
+    type=click.Path(readable=False),
+    metavar="FILE",
+    help="Look at the host in this snapshot.",
+)
 @click.pass_context
 def cli(context: click.Context, as_json: bool, snapshot_file: str | None) -> None:
     """Give PCI devices, above all graphics cards, to libvirt virtual machines, and take them back.

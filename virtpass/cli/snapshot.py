@@ -11,7 +11,7 @@ from virtpass.system.host import Host
 
 
 @click.command()
-@click.argument("file", required=False)
+@click.argument("file", type=click.Path(readable=False), required=False)
 @click.option("--list", "is_list", is_flag=True, help="Show what would go into it, and write nothing.")
 @options.as_json
 @options.connect
