@@ -20,6 +20,7 @@ from virtpass.host.forms import (
 from virtpass.host.loaders import bls, grubenv
 from virtpass.host.loaders.bls import BlsEntry
 from virtpass.host.loaders.grub_bls import ENTRIES
+from virtpass.host.versions import compare_versions, version_key
 from virtpass.system.errors import RefusedError
 
 ENTRY = st.lists(
@@ -85,8 +86,8 @@ def test_an_entry_without_title_is_called_by_version_or_name() -> None:
     ],
 )
 def test_versions_are_compared_as_rpm_does(older: str, newer: str) -> None:
-    assert bls.compare_versions(older, newer) < 0 < bls.compare_versions(newer, older)
-    assert bls.compare_versions(newer, newer) == 0
+    assert compare_versions(older, newer) < 0 < compare_versions(newer, older)
+    assert compare_versions(newer, newer) == 0
 
 
 NAMES = st.lists(st.from_regex(r"[a-z0-9.~^+_-]{1,14}", fullmatch=True), min_size=1, max_size=6, unique=True)
@@ -94,8 +95,8 @@ NAMES = st.lists(st.from_regex(r"[a-z0-9.~^+_-]{1,14}", fullmatch=True), min_siz
 
 @given(NAMES)
 def test_versions_have_an_order(versions: list[str]) -> None:
-    ordered = sorted(versions, key=bls.version_key)
-    assert all(bls.compare_versions(one, two) <= 0 for one, two in pairwise(ordered))
+    ordered = sorted(versions, key=version_key)
+    assert all(compare_versions(one, two) <= 0 for one, two in pairwise(ordered))
 
 
 @given(NAMES, st.integers(0, 5), st.sampled_from(["", MACHINE, "ab" * 16, "0" * 32]))

@@ -77,11 +77,30 @@ def test_without_a_list_one_is_appended_and_marked() -> None:
         (b"k: a,vfio\n", b"k: a\n"),
         (b"l: b\nk: a,vfio_pci,vfio\n", b"l: b\nk: a\n"),
         (b"l: b\n", b"l: b\n"),
-        (b"k: |\n  vfio_pci\n", b"k: |\n  vfio_pci\n"),
+        # Forms that are not understood, elsewhere in the file and in a list without our names.
+        (b"l:\n- &x b\nk: a,vfio_pci,vfio  # mine\n\xff\n", b"l:\n- &x b\nk: a  # mine\n\xff\n"),
+        (b"k: |\n  a\nl: vfio\n", b"k: |\n  a\nl: vfio\n"),
     ],
 )
 def test_from_a_list_that_was_edited_since_only_our_names_go(edited: bytes, left: bytes) -> None:
     assert FORM.for_base(b"k: a\n").remove(edited) == left
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        b"l: b\nk: |\n  vfio_pci\n",
+        b"l: b\nk: a,\n  vfio\n",
+        b"l: b\n{k: vfio}\n",
+        b'l: b\n"k": vfio\n',
+        b"l: b\nk: [vfio]\n",
+        b"l: b\nk:\n- vfio\n",
+    ],
+)
+def test_names_that_nobody_can_take_out_are_told_by_their_line(edited: bytes) -> None:
+    with pytest.raises(RefusedError, match="in line 2, k is no plain list") as caught:
+        FORM.for_base(b"k: a\n").remove(edited)
+    assert "by hand" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

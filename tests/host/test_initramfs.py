@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.host import rows_ostree
-from tests.host.rows import PROGRAM, Link, Row, build
+from tests.host.rows import PROGRAM, Link, Row, build, kernel
 from tests.host.rows_grub import ROWS, mkinitcpio_files
 from virtpass.host.early import MODPROBE, SCRIPT, EarlyDevice, EarlyPlan
 from virtpass.host.facts import HostFacts, read_facts
@@ -199,6 +199,13 @@ def test_a_unified_kernel_image_is_an_image(tmp_path: Path) -> None:
     assert [(one.path, one.kernel) for one in Mkinitcpio().images(facts)] == [
         ("/efi/EFI/Linux/arch-linux.efi", "6.17.1-arch1-1")
     ]
+
+
+def test_the_image_of_a_package_is_that_of_its_newest_kernel(tmp_path: Path) -> None:
+    newer = "6.17.10-arch1-1"
+    files = {**BY_NAME["arch-grub-mkinitcpio"].files, **kernel(newer)}
+    files[f"/usr/lib/modules/{newer}/pkgbase"] = "linux\n"
+    assert {one.kernel for one in Mkinitcpio().images(read_facts(build(tmp_path, files)))} == {newer}
 
 
 def test_an_initramfs_without_a_shell_is_mentioned(tmp_path: Path) -> None:

@@ -61,11 +61,12 @@ def test_what_a_removed_kernel_has_left_behind_is_no_kernel(tmp_path: Path) -> N
 
 
 def test_kernels_are_in_the_order_of_their_versions(tmp_path: Path) -> None:
-    versions = ["6.2.0-1", "6.12.0-rc1", "6.12-rc3-arch1", "5.4.0", "strange"]
+    versions = ["6.12.10-1", "6.12.9-1", "6.2.0-1", "6.12.0-rc1", "6.12-rc3-arch1", "5.4.0", "strange"]
     files = {path: text for one in versions for path, text in kernel(one).items()}
     found = installed_kernels(build(tmp_path, files))
-    assert [one.version for one in found] == ["strange", "5.4.0", "6.2.0-1", "6.12-rc3-arch1", "6.12.0-rc1"]
-    assert [one.number for one in found] == [(0, 0), (5, 4), (6, 2), (6, 12), (6, 12)]
+    ordered = ["strange", "5.4.0", "6.2.0-1", "6.12-rc3-arch1", "6.12.0-rc1", "6.12.9-1", "6.12.10-1"]
+    assert [one.version for one in found] == ordered
+    assert [one.number for one in found] == [(0, 0), (5, 4), (6, 2), *[(6, 12)] * 4]
 
 
 def test_rubbish_in_an_index_is_no_module(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootPlan, BootRequest, Role
 from virtpass.host.facts import read_facts
 from virtpass.host.loaders import LOADERS, sd_boot, sd_boot_once
-from virtpass.host.loaders.bls import list_entries, version_key
+from virtpass.host.loaders.bls import list_entries
+from virtpass.host.versions import version_key
 from virtpass.system.errors import RefusedError
 
 

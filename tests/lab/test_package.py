@@ -171,11 +171,11 @@ def test_systemd_gives_back_what_a_crash_left_lent(fresh: Machine, borrower: Gue
     give(borrower)
     borrower.start().check()
     # A running domain is left alone, although the unit does not ask libvirt.
-    fresh.run(["systemctl", "start", UNITS[0]], timeout=180).check()
+    fresh.run(["systemctl", "restart", UNITS[0]], timeout=180).check()
     assert fresh.driver(NIC) == "vfio-pci"
     crash_with_the_daemon(borrower)
     # Without libvirt, which it must not wake at boot.
-    fresh.run(["systemctl", "start", UNITS[0]], timeout=180).check()
+    fresh.run(["systemctl", "restart", UNITS[0]], timeout=180).check()
     assert fresh.state() == state
     assert journals(fresh) == []
     assert fresh.run(["systemctl", "is-active", "libvirtd.service"]).text == "inactive\n"
@@ -185,7 +185,7 @@ def test_systemd_gives_back_what_a_crash_left_lent(fresh: Machine, borrower: Gue
 def test_a_recovery_that_fails_shows_and_says_why(fresh: Machine) -> None:
     record = f"{JOURNALS}/6b0f2a57-3c4e-4d7e-9a39-0c1f2e3d4b5a"
     fresh.put("rubbish\n", record)
-    assert fresh.run(["systemctl", "start", UNITS[0]], timeout=180).status != 0
+    assert fresh.run(["systemctl", "restart", UNITS[0]], timeout=180).status != 0
     assert UNITS[0] in fresh.run(["systemctl", "--failed", "--plain", "--no-legend"]).text
     log = fresh.run(["journalctl", "-b", "-u", UNITS[0], "-o", "cat"]).text
     assert f"line 1 of {record} is not a record of virtpass" in log

@@ -119,6 +119,7 @@ class BootEntry:
         path: the file in which it stands.
         tokens: the kernel arguments.
         role: what it is for. Entries that do not start a Linux of this root are not entries here.
+        initrds: what the kernel gets as its initramfs, as the menu names it; None where that is not known.
     """
 
     title: str
@@ -126,6 +127,7 @@ class BootEntry:
     path: str
     tokens: tuple[str, ...]
     role: Role = Role.NORMAL
+    initrds: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

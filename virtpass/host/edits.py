@@ -143,11 +143,25 @@ def _base(current: FileState | None, record: Written | None) -> FileState | None
     if record.is_untouched(current):
         # Permissions and labels that were changed since are not taken back with our part.
         return original and replace(current, content=original.content, mtime_ns=original.mtime_ns)
-    content = record.form.remove(current.content)
+    content = _without_ours(record, current.content)
     # A file that was not there before, and of which nothing but our part is there now, is ours as a whole.
     if content is None or (not content and original is None):
         return None
     return current.with_content(content)
+
+
+def _without_ours(record: Written, content: bytes) -> bytes | None:
+    """Return a file that somebody edited without our part.
+
+    Raises:
+        RefusedError: nobody can tell any more what is ours.
+    """
+    try:
+        return record.form.remove(content)
+    except RefusedError as error:
+        raise RefusedError(
+            error.reference, f"{record.path} is left alone: {error.what}", error.remedy
+        ) from error
 
 
 def _as_begun(edit: Edit, record: Written | None) -> Edit:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from virtpass.host.versions import version_key
 from virtpass.system.host import Host
 
 _MODULES = ("/usr/lib/modules", "/lib/modules")
@@ -162,7 +163,7 @@ def installed_kernels(host: Host, running: str = "") -> tuple[Kernel, ...]:
         text = configuration(host, running, is_running=True)
         if text and "CONFIG_MODULES" not in _set_options(text):
             found.append(Kernel(host, running, f"{_MODULES[0]}/{running}"))
-    return tuple(sorted(found, key=lambda kernel: (kernel.number, kernel.version)))
+    return tuple(sorted(found, key=lambda kernel: version_key(kernel.version)))
 
 
 def configuration(host: Host, version: str, *, is_running: bool) -> str:

@@ -23,7 +23,7 @@ from virtpass.host.early import EarlyDevice, EarlyPlan
 from virtpass.host.edits import Edit, Written, compose
 from virtpass.host.facts import HostFacts
 from virtpass.host.initramfs import generator
-from virtpass.host.initramfs.base import Generator, Image, InitramfsPlan
+from virtpass.host.initramfs.base import UNSIGNED, ByName, Generator, Image, InitramfsPlan
 from virtpass.host.interrupts import switch
 from virtpass.host.iommu import Iommu, read_iommu
 from virtpass.host.loaders import LOADERS
@@ -207,14 +207,17 @@ def _assemble(
         if made is None:
             raise reason
         images = made.plan(facts, decision.early)
+        if images.commands:
+            _refuse_strangers(facts, made, before)
     boot = loader.plan(facts, request) if loader is not None else BootPlan()
     image_commands = () if boot.builds_initramfs else images.commands
+    builds_itself = bool(earlier.images.commands)
     image_edits = [*early.edits(decision.early), *images.edits]
-    earlier = _brought_up_to_date(facts, earlier, loader, made)
+    earlier = _brought_up_to_date(facts, earlier, loader, made, notes)
     for_images = _compose(facts, image_edits, image_commands, earlier.images)
     images_change = bool(for_images.plan.changes) and rebuilds
     rebuilding = Plan()
-    if without_loader and images_change and made is not None and not earlier.images.commands:
+    if without_loader and images_change and made is not None and not builds_itself:
         # What built them before is gone with the bootloader.
         rebuilding = Plan(commands=made.plan(facts, _ANYTHING).commands)
     heir: object = loader
@@ -316,31 +319,87 @@ def _needs_entries(decision: Decision, wishes: Wishes) -> bool:
     return bool(decision.early.devices) and (wishes.fallback_entry or wishes.trial)
 
 
+def _refuse_strangers(facts: HostFacts, made: Generator, entries: Sequence[BootEntry]) -> None:
+    """Refuse a menu that starts something else than what is built.
+
+    Raises:
+        RefusedError: a normal entry does.
+    """
+    one: object = made
+    if isinstance(one, ByName) and (found := one.strangers(facts, entries)):
+        raise RefusedError(
+            "other-initramfs",
+            found[0],
+            f"name an image of {made.title} there, or remove the entry, or let the hook take devices when a "
+            "domain starts",
+        )
+
+
 def _brought_up_to_date(
-    facts: HostFacts, record: HostRecord, loader: Loader | None, made: Generator | None
+    facts: HostFacts,
+    record: HostRecord,
+    loader: Loader | None,
+    made: Generator | None,
+    notes: list[Note],
 ) -> HostRecord:
-    """Return a record whose commands suit the kernels that are installed now: some name each of them."""
-    images, boot = record.images.commands, record.boot.commands
-    try:
-        if made is not None and made.name == record.generator and images:
-            images = made.plan(facts, _ANYTHING).commands
-        if loader is not None and loader.name == record.loader and boot:
-            request = BootRequest(
-                record.arguments,
-                with_fallback=False,
-                present=record.arguments,
-                rebuilds_initramfs=bool(record.image_files),
-            )
+    """Return a record whose commands suit the kernels and programs that are installed now."""
+    images, boot = _rebuilding(facts, record, made, notes), record.boot.commands
+    if loader is not None and loader.name == record.loader and boot:
+        request = BootRequest(
+            record.arguments,
+            with_fallback=False,
+            present=record.arguments,
+            rebuilds_initramfs=bool(record.image_files),
+        )
+        try:
             boot = loader.plan(facts, request).commands
-    except VirtpassError:
-        # What is there now cannot be planned for any more; what was run then is the best that is known, but
-        # for kernels that are gone.
-        images, boot = (tuple(one for one in part if _can_run(facts, one)) for part in (images, boot))
+        except VirtpassError:
+            # What is there now cannot be planned for any more; what was run then is the best that is known,
+            # but for kernels that are gone.
+            boot = tuple(one for one in boot if _can_run(facts, one))
     return replace(
         record,
         images=replace(record.images, commands=_renewed(record.images.commands, images)),
         boot=replace(record.boot, commands=_renewed(record.boot.commands, boot)),
     )
+
+
+def _rebuilding(
+    facts: HostFacts, record: HostRecord, made: Generator | None, notes: list[Note]
+) -> tuple[Command, ...]:
+    """Return what builds every initramfs anew, on a host that may have another generator by now."""
+    recorded = record.images.commands
+    gone = [one.argv[0] for one in recorded if not (one.revert or _has_program(facts, one.argv[0]))]
+    left = tuple(one for one in recorded if one.argv[0] not in gone and _can_run(facts, one))
+    if not recorded or made is None or not (gone or made.name == record.generator):
+        fresh = left if gone else recorded
+    else:
+        try:
+            fresh = made.plan(facts, _ANYTHING).commands
+        except VirtpassError as error:
+            fresh = left
+            if error.reference == UNSIGNED:
+                fresh = ()
+                text = (
+                    f"no initramfs is built anew: {error.what}; what virtpass added to it goes when the next "
+                    "one is built"
+                )
+                notes.append(Note("not-rebuilt", text, Severity.WARNING))
+    if gone:
+        programs = ", ".join(dict.fromkeys(gone))
+        if fresh and made is not None:
+            text = f"{programs}, which built the initramfs, is gone: {made.title} builds it now"
+            notes.append(Note("generator-gone", text))
+        else:
+            text = (
+                f"{programs}, which built the initramfs, is gone: build it anew to have it without virtpass"
+            )
+            notes.append(Note("generator-gone", text, Severity.WARNING))
+    return fresh
+
+
+def _has_program(facts: HostFacts, name: str) -> bool:
+    return facts.has(name) if name.startswith("/") else facts.has_program(name)
 
 
 def _can_run(facts: HostFacts, command: Command) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootEntry, Loader, Role
 from virtpass.host.facts import HostFacts
+from virtpass.host.initramfs.base import ByName
 from virtpass.host.initramfs.listing import has_module
 from virtpass.host.kernels import Presence
 from virtpass.host.prepare import HostPlan
@@ -118,6 +119,9 @@ def _prove_images(facts: HostFacts, plan: HostPlan) -> list[str]:
     others = [one.version for one in facts.kernels if one.presence("vfio-pci") is not Presence.MODULE]
     if not images:
         problems.append("no initramfs is found")
+    by_name: object = plan.generator
+    if wanted and isinstance(by_name, ByName):
+        problems += [f"{image.path} was not built" for image in by_name.absent(facts)]
     for image in images:
         content = plan.generator.content(facts, image)
         if content is None:

@@ -6,8 +6,10 @@ from enum import Enum
 
 from virtpass.host import tokens
 from virtpass.host.boot import OFF, TRIAL, BootEntry, Loader, Role
+from virtpass.host.decide import host_modules
 from virtpass.host.facts import HostFacts
-from virtpass.host.initramfs.base import Generator
+from virtpass.host.initramfs.base import ByName, Generator
+from virtpass.host.initramfs.listing import has_module
 from virtpass.host.iommu import UNSAFE_INTERRUPTS
 from virtpass.host.record import HostRecord
 from virtpass.pci import sysfs
@@ -55,6 +57,7 @@ def checks(
         *_files(facts, record),
         *_entries(facts, record, loader),
         *_images(facts, record, generator),
+        *_by_name(facts, record, loader, generator),
         *_running(facts, record, loader),
         *_drivers(facts, record),
         *_unsafe(facts, record),
@@ -139,6 +142,7 @@ def _images(facts: HostFacts, record: HostRecord, generator: Generator | None) -
     if generator is None or not record.image_files:
         return []
     found = []
+    rivals = _rivals(facts, record, generator)
     for image in generator.images(facts):
         content = generator.content(facts, image)
         if content is None:
@@ -147,10 +151,41 @@ def _images(facts: HostFacts, record: HostRecord, generator: Generator | None) -
             )
             continue
         lacking = [path for path in record.image_files if path not in content]
-        verdict = Verdict.WRONG if lacking else Verdict.RIGHT
-        text = f"{image.path} lacks {', '.join(lacking)}" if lacking else f"{image.path} has what it needs"
-        found.append(Check("initramfs", verdict, text))
+        early = [name for name in rivals if has_module(content, name)]
+        if lacking:
+            found.append(Check("initramfs", Verdict.WRONG, f"{image.path} lacks {', '.join(lacking)}"))
+        if early:
+            text = f"{image.path} has {', '.join(early)}, which could take a device before vfio-pci does"
+            found.append(Check("initramfs", Verdict.WRONG, text))
+        if not lacking and not early:
+            found.append(Check("initramfs", Verdict.RIGHT, f"{image.path} has what it needs"))
     return found
+
+
+def _rivals(facts: HostFacts, record: HostRecord, generator: Generator) -> tuple[str, ...]:
+    """Return the modules that must not be in an image in which nothing but the order of loading binds."""
+    if generator.runs_scripts or not generator.loads_first:
+        return ()
+    present = (address for address in record.devices if sysfs.is_present(facts.host, address))
+    return tuple(dict.fromkeys(name for address in present for name in host_modules(facts, address)))
+
+
+def _by_name(
+    facts: HostFacts, record: HostRecord, loader: Loader | None, generator: Generator | None
+) -> list[Check]:
+    """Look for kernels without an image, and for entries that start another one."""
+    one: object = generator
+    if not isinstance(one, ByName) or not record.image_files:
+        return []
+    texts = [
+        f"{image.path} is not there: kernel {image.kernel} has no initramfs" for image in one.absent(facts)
+    ]
+    try:
+        texts += one.strangers(facts, loader.entries(facts)) if loader is not None else []
+    except VirtpassError:
+        # Told of the entries already.
+        pass
+    return [Check("initramfs", Verdict.WRONG, text) for text in texts]
 
 
 def is_rebooted(facts: HostFacts, record: HostRecord) -> bool:

@@ -19,4 +19,8 @@ class Form(Protocol):
         """
 
     def remove(self, content: bytes) -> bytes | None:
-        """Return the content without our part; None when nothing of the file is left."""
+        """Return the content without our part; None when nothing of the file is left.
+
+        Raises:
+            RefusedError: others have edited the file, and nobody can tell any more how to take our part out.
+        """

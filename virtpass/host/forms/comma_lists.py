@@ -1,5 +1,6 @@
 """Names in a list with commas that is the value of one key of a YAML file."""
 
+import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -60,7 +61,11 @@ class CommaList:
         return found.replaced(found.with_names(names))
 
     def remove(self, content: bytes) -> bytes | None:
-        """Take the names out; a file that is not understood any more stays as it is."""
+        """Take the names out, whatever else the file has come to be.
+
+        Raises:
+            RefusedError: the list has names of ours, and is not a plain one on one line any more.
+        """
         without_block = MarkedBlock("").remove(content)
         if without_block != content:
             return without_block
@@ -72,8 +77,34 @@ class CommaList:
         try:
             found = _List.find(content, self.key)
         except RefusedError:
-            return content
+            found = self._alone(content)
         return content if found is None else found.replaced(found.without_names(self.names))
+
+    def _alone(self, content: bytes) -> "_List | None":
+        """Return the list in a file of which other lines are not understood.
+
+        Raises:
+            RefusedError: there are names of ours, and nobody can tell how to take them out.
+        """
+        lines = tuple(content.decode("utf-8", "surrogateescape").split("\n"))
+        try:
+            if (found := _List.within(lines, self.key)) is not None:
+                return found
+        except RefusedError:
+            pass
+        for at, line in enumerate(lines):
+            if not re.match(rf"[\s{{\"']*{re.escape(self.key)}[\"']? *:", line):
+                continue
+            following = itertools.takewhile(lambda one: not re.match(r"[A-Za-z_\"']", one), lines[at + 1 :])
+            words = re.findall(r"[A-Za-z0-9_]+", "\n".join((line, *following)))
+            if ours := [name for name in self.names if name in words]:
+                raise RefusedError(
+                    "not-plain",
+                    f"in line {at + 1}, {self.key} is no plain list on one line any more, and still has "
+                    f"{', '.join(ours)}",
+                    f"take {', '.join(ours)} out of it by hand, then do this once more",
+                )
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +139,11 @@ class _List:
             RefusedError: the file is none of which each line can be understood by itself, or the value is
                 not a plain list on one line.
         """
-        lines = _lines(content)
+        return cls.within(_lines(content), key)
+
+    @classmethod
+    def within(cls, lines: tuple[str, ...], key: str) -> "_List | None":
+        """Find the list in lines, whatever the others are; as `find` does."""
         places = [at for at, line in enumerate(lines) if re.match(rf"{re.escape(key)} *:", line)]
         if not places:
             return None
@@ -117,7 +152,7 @@ class _List:
         plain = rf"{re.escape(key)} *:(?: +(?!,|-(?: |\r?$)){value})?(?: +#.*)? *\r?"
         found = re.fullmatch(plain, lines[places[0]])
         following = (line for line in lines[places[0] + 1 :] if not _NOTHING.fullmatch(line.rstrip("\r")))
-        if len(places) > 1 or not found or next(following, "").startswith(" "):
+        if len(places) > 1 or not found or next(following, "").startswith((" ", "\t", "-")):
             raise RefusedError("not-plain", f"{key} is not exactly one plain list on one line")
         if found["value"] is None or (not found["quote"] and not found["value"]):
             start = end = lines[places[0]].index(":") + 1
@@ -149,7 +184,8 @@ class _List:
 
     def replaced(self, line: str) -> bytes:
         """Return the file with another line in the place of this one."""
-        return "\n".join((*self.lines[: self.at], line, *self.lines[self.at + 1 :])).encode()
+        text = "\n".join((*self.lines[: self.at], line, *self.lines[self.at + 1 :]))
+        return text.encode("utf-8", "surrogateescape")
 
 
 def _lines(content: bytes) -> tuple[str, ...]:

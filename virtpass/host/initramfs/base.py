@@ -1,9 +1,10 @@
 """What every module for a generator of an initramfs speaks in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from virtpass.host.boot import Note
+from virtpass.host.boot import BootEntry, Note
 from virtpass.host.early import EarlyPlan
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
@@ -11,6 +12,8 @@ from virtpass.transaction.plan import Command
 
 # Debian's kernels take less than a minute on a usual machine; dracut on a slow one takes minutes for each.
 REBUILD_DEADLINE = 3600.0
+# Reference of the refusal to run what would put a kernel without signature in the place of a signed one.
+UNSIGNED = "unsigned-kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,14 @@ class Generator(Protocol):
 
     def content(self, facts: HostFacts, image: Image) -> frozenset[str] | None:
         """Return the paths in an image, without a slash before them; None when they cannot be listed."""
+
+
+@runtime_checkable
+class ByName(Protocol):
+    """A generator whose own tool builds one image for each kernel, under a name that is known before."""
+
+    def absent(self, facts: HostFacts) -> list[Image]:
+        """Return the images that it would build and that are not there."""
+
+    def strangers(self, facts: HostFacts, entries: Sequence[BootEntry]) -> list[str]:
+        """Return which normal boot entries start with none of its images, one sentence for each."""

@@ -120,7 +120,8 @@ def _built(facts: HostFacts) -> list[_Built]:
 
 def _version(facts: HostFacts, package: str, kver: str) -> str:
     """Return the version of the kernel that a preset is for; empty when nothing tells it."""
-    for kernel in facts.kernels:
+    # A package may have left an older kernel behind.
+    for kernel in reversed(facts.kernels):
         if package == facts.text(f"{kernel.modules}/pkgbase") or kver == kernel.version:
             return kernel.version
     return facts.kernels[0].version if len(facts.kernels) == 1 else ""

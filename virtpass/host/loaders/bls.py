@@ -3,13 +3,13 @@
 Shared by all loaders that read them. `virtpass.host.forms.EntryOptions` edits such a file; here it is read.
 """
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from virtpass.host.forms import OwnFile, entry_options
+from virtpass.host.versions import version_key
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
@@ -18,7 +18,6 @@ _MAX_SIZE = 1 << 20
 # Tries left and tries done, which boot counting keeps in the name of the file.
 _COUNTER = re.compile(r"\+\d+(?:-\d+)?$")
 _LINE = re.compile(r"[ \t]*(?P<key>[^\s#][^ \t]*)[ \t]+(?P<value>.*?)[ \t\r]*", re.DOTALL)
-_SEGMENTS = re.compile(r"\d+|[A-Za-z]+|~|\^")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +45,11 @@ class BlsEntry:
     def values(self, key: str) -> tuple[str, ...]:
         """Return the values of a key that may stand on several lines, such as ``initrd``."""
         return tuple(value for name, value in self.fields if name == key)
+
+    @property
+    def initrds(self) -> tuple[str, ...]:
+        """The files of all ``initrd`` lines."""
+        return tuple(word for value in self.values("initrd") for word in value.split())
 
     @property
     def name(self) -> str:
@@ -183,31 +187,3 @@ def newest(entries: Iterable[BlsEntry]) -> BlsEntry | None:
         key=lambda entry: (version_key(entry.value("version")), version_key(entry.name)),
         default=None,
     )
-
-
-def compare_versions(first: str, second: str) -> int:
-    """Compare two versions as RPM, GRUB and systemd-boot do; return less than, equal to or more than 0.
-
-    Runs of digits count as numbers, and are newer than runs of letters; ``~`` is older than the end, ``^``
-    newer than it but older than anything else.
-    """
-    one, other = _SEGMENTS.findall(first), _SEGMENTS.findall(second)
-    for left, right in zip(one, other, strict=False):
-        if left == right or (left.isdigit() and right.isdigit() and int(left) == int(right)):
-            continue
-        return _rank(left) - _rank(right) or (1 if _rank_within(left) > _rank_within(right) else -1)
-    if len(one) == len(other):
-        return 0
-    longer, sign = (one, 1) if len(one) > len(other) else (other, -1)
-    return -sign if longer[min(len(one), len(other))] == "~" else sign
-
-
-version_key = functools.cmp_to_key(compare_versions)
-
-
-def _rank(segment: str) -> int:
-    return {"~": 0, "^": 1}.get(segment, 3 if segment.isdigit() else 2)
-
-
-def _rank_within(segment: str) -> tuple[int, str]:
-    return (int(segment), "") if segment.isdigit() else (0, segment)

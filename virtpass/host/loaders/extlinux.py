@@ -75,7 +75,9 @@ class Extlinux:
                 kind = role(arguments)
                 if kind is Role.NORMAL and "fallback" in label.name.lower():
                     kind = Role.RECOVERY
-                found.append(BootEntry(label.title, label.name, menu, arguments, kind))
+                initrds = tuple(label.values.get("initrd", "").replace(",", " ").split())
+                initrds += tuple(token[7:] for token in arguments if token.startswith("initrd="))
+                found.append(BootEntry(label.title, label.name, menu, arguments, kind, initrds))
         return found
 
     def chosen(self, facts: HostFacts) -> str | None:

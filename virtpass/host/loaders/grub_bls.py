@@ -101,7 +101,7 @@ class GrubBls:
             kind = role(entry, options)
             # The path of the kernel begins at the boot partition if there is one.
             if not is_dead(facts, entry, "", "/boot"):
-                found.append(BootEntry(entry.title, entry.name, entry.path, options, kind))
+                found.append(BootEntry(entry.title, entry.name, entry.path, options, kind, entry.initrds))
         return found
 
     def chosen(self, facts: HostFacts) -> str | None:

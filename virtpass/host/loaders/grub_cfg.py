@@ -1,6 +1,7 @@
 """The grub.cfg that GRUB reads at boot: which entries it has, and what each gives to its kernel."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 from virtpass.host.boot import BootEntry, Role
@@ -9,6 +10,7 @@ from virtpass.host.loaders.marks import own_role
 # GRUB's words: single quotes, double quotes with backslash escapes, and everything else up to a blank.
 _WORD = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|[^\s'"\\])+""")
 _LINUX = ("linux", "linux16", "linuxefi")
+_INITRD = ("initrd", "initrd16", "initrdefi")
 # What 10_linux and its relatives (10_linux_zfs, Arch's, Manjaro's) name their entries, and what our script
 # names its own. Entries of other scripts do not read GRUB_CMDLINE_LINUX_DEFAULT: os-prober's, memory tests,
 # Xen's, what the administrator wrote into 40_custom.
@@ -34,6 +36,7 @@ def parse_entries(text: str, path: str) -> list[BootEntry]:
     # The identifiers of the submenus around a line; None for an entry or another block in braces.
     open_blocks: list[str | None] = []
     title = identifier = ""
+    is_found = False
     # GRUB skips carriage returns when it reads a file.
     for line in text.replace("\r", "").split("\n"):
         words = _words(line)
@@ -44,7 +47,7 @@ def parse_entries(text: str, path: str) -> list[BootEntry]:
                 open_blocks.append(_identifier(words) or words[1])
             else:
                 open_blocks.append(None)
-                title, identifier = words[1], _identifier(words)
+                title, identifier, is_found = words[1], _identifier(words), False
         elif words[-1] == "{":
             open_blocks.append(None)
         elif words[0] == "}":
@@ -55,8 +58,10 @@ def parse_entries(text: str, path: str) -> list[BootEntry]:
             place = SUBMENU.join(name.replace(SUBMENU, SUBMENU * 2) for name in (*menus, identifier))
             # A word with blanks stood in quotes; the kernel gets it as GRUB passes it on.
             arguments = tuple(word for word in words[2:] if word)
-            found.append(BootEntry(title, place, path, arguments, role(arguments, identifier)))
-            title = ""
+            found.append(BootEntry(title, place, path, arguments, role(arguments, identifier), ()))
+            title, is_found = "", True
+        elif words[0] in _INITRD and is_found:
+            found[-1] = replace(found[-1], initrds=tuple(word for word in words[1:] if word))
     return found
 
 

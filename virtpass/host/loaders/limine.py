@@ -89,7 +89,9 @@ class Limine:
             kind = role(arguments)
             if kind is Role.NORMAL and "fallback" in entry.titles[-1].lower():
                 kind = Role.RECOVERY
-            found.append(BootEntry(entry.titles[-1], "/".join(entry.titles), menu, arguments, kind))
+            initrds = tuple(value for name, value in entry.options if name.lower() == "module_path")
+            title, place = entry.titles[-1], "/".join(entry.titles)
+            found.append(BootEntry(title, place, menu, arguments, kind, initrds))
         return found
 
     def chosen(self, facts: HostFacts) -> str | None:

@@ -12,6 +12,7 @@ from virtpass.host import tokens
 from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Note, Role, Severity
 from virtpass.host.facts import HostFacts
 from virtpass.host.loaders import bls, gvariant
+from virtpass.host.versions import version_key
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.transaction.plan import Command
 
@@ -74,7 +75,7 @@ class Ostree:
         # OSTree numbers its entries, and the highest number is the first of the menu.
         written = [one for one in bls.list_entries(facts.host, ENTRIES) if one.is_linux]
         own = [one for one in written if any(tokens.key(token) == "ostree" for token in one.options)]
-        for entry in sorted(own, key=lambda one: bls.version_key(one.value("version")), reverse=True):
+        for entry in sorted(own, key=lambda one: version_key(one.value("version")), reverse=True):
             # Older deployments are ways back, and keep the arguments that they had.
             role = Role.RECOVERY if found else Role.NORMAL
             found.append(BootEntry(entry.title, entry.name, entry.path, entry.options, role))

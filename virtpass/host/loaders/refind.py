@@ -82,5 +82,7 @@ def parse_lines(text: str, path: str) -> list[BootEntry]:
             kind = role(arguments)
             if kind is Role.NORMAL and found:
                 kind = Role.RECOVERY
-            found.append(BootEntry(match["title"], "", path, arguments, kind))
+            # Without any rEFInd looks for one by itself.
+            initrds = tuple(token[7:] for token in arguments if token.startswith("initrd=")) or None
+            found.append(BootEntry(match["title"], "", path, arguments, kind, initrds))
     return found

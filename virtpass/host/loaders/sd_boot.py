@@ -13,10 +13,11 @@ from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Role
 from virtpass.host.efi import PARTITIONS
 from virtpass.host.facts import HostFacts
 from virtpass.host.loaders import extra_entry, hidden_menu, sd_boot_once
-from virtpass.host.loaders.bls import SUFFIX, BlsEntry, list_entries, newest, version_key
+from virtpass.host.loaders.bls import SUFFIX, BlsEntry, list_entries, newest
 from virtpass.host.loaders.marks import own_role, without_ours
 from virtpass.host.loaders.roots import starts_this_root
 from virtpass.host.loaders.sd_boot_once import LOADER
+from virtpass.host.versions import version_key
 from virtpass.system.errors import FailedError, RefusedError
 
 Judge = Callable[[BlsEntry], Role]
@@ -96,7 +97,7 @@ def menu(facts: HostFacts, directory: str, judge: Judge) -> list[BootEntry]:
             "run it as root, with the EFI system partition mounted",
         )
     return [
-        BootEntry(entry.title, entry.identifier, entry.path, entry.options, role(entry, judge))
+        BootEntry(entry.title, entry.identifier, entry.path, entry.options, role(entry, judge), entry.initrds)
         for entry in linux_entries(facts, directory)
         if not extra_entry.is_dead(facts, entry, directory.removesuffix("/loader/entries"))
     ]

@@ -95,7 +95,7 @@ class Sdbootutil:
         directory = self._directory(facts)
         found = bls.in_menu_order(_own(facts, bls.list_entries(facts.host, directory)))
         return [
-            BootEntry(one.title, one.identifier, one.path, one.options, role(one, one.options))
+            BootEntry(one.title, one.identifier, one.path, one.options, role(one, one.options), one.initrds)
             for one in found
             if not is_dead(facts, one, _partition(directory))
         ]
