@@ -328,7 +328,27 @@ def test_a_driver_that_hangs_while_it_makes_them(
     card.calls.clear()
     assert stops(card, FIRST) == 0
     recover(card, nobody)
-    assert [value for path, value in card.calls if path.endswith("numvfs")] == []
+    assert [value for path, value in card.calls if "/sriov_" in path] == []
+    # When the driver comes back after all, it is known whose functions these are.
+    assert card.exists(f"{MARKS}/{NIC}")
+    assert seen(card)[1] is False
+
+
+def test_a_write_that_is_still_on_its_way_is_not_overtaken(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook was killed, and its child is in the write: no functions yet, and a mark."""
+    set_functions(card, NIC, 2, on_demand=True)
+    card.write_attribute(f"{PF}/sriov_numvfs", "0", 1.0)
+    monkeypatch.setattr(engine, "wait_for_orphans", lambda host: False)
+    assert stops(card, FIRST) == 0
+    recover(card, nobody)
+    assert card.exists(f"{MARKS}/{NIC}")
+    assert seen(card)[1] is False
+    card.write_attribute(f"{PF}/sriov_numvfs", "2", 1.0)
+    monkeypatch.undo()
+    recover(card, nobody)
+    assert seen(card) == (0, True)
 
 
 def hang(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, number: str) -> None:

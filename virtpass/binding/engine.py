@@ -277,7 +277,7 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
         what could not be done; when there is nothing, each device is back, or gone from the host, or with a
         driver that somebody else gave it, and the journal is removed.
     """
-    _wait_for_orphans(host)
+    wait_for_orphans(host)
     for _ in range(_ATTEMPTS):
         now, problems = present_state(host, journal)
         steps = steps_to_give_back(journal.homes, now)
@@ -310,16 +310,22 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
     return problems
 
 
-def _wait_for_orphans(host: Host) -> None:
+def wait_for_orphans(host: Host) -> bool:
     """Wait, with a bound, until the child of a killed hook has made its last access.
 
     What it writes late would come after its undo. A child that hangs with a device stays for ever: where one
     is known to, it is not waited for long.
+
+    Returns:
+        whether there is none any more.
     """
     deadline = _STUCK_ORPHANS if host.names(STUCK_DIRECTORY) else _ORPHANS
     end = time.monotonic() + deadline
-    while _orphans(host) and time.monotonic() < end:
+    while is_left := _orphans(host):
+        if time.monotonic() >= end:
+            break
         time.sleep(0.02)
+    return not is_left
 
 
 def _orphans(host: Host) -> bool:

@@ -305,6 +305,9 @@ def idle(host: Host, address: PciAddress, had: list[PciAddress] | None = None) -
     device = physical_function(host, address)
     if device is None:
         return None
+    # A write that is still on its way, or hangs, would make them after all: then nothing would know of it.
+    if engine.is_stuck(host, address) or not engine.wait_for_orphans(host):
+        return None
     if not device.number:
         # Whoever wanted to make them was killed before, or somebody else has removed them.
         return device
@@ -324,9 +327,9 @@ def _is_any_used(host: Host, functions: list[PciAddress]) -> bool:
     Raises:
         FailedError: the record of a domain is not understood.
     """
-    for function in functions:
-        if sysfs.driver(host, function) is not None and not sysfs.is_on_vfio(host, function):
-            return True
+    # On vfio-pci too: a domain that is none of ours may be about to start with it.
+    if any(sysfs.driver(host, function) is not None for function in functions):
+        return True
     try:
         safety.refuse_lent(host, functions, "")
     except RefusedError:

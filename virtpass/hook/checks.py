@@ -77,7 +77,7 @@ def check(
     checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))
     safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
     framebuffers.refuse_in_the_way(host, lent, hands_over=checked.hands_over)
-    warnings = [holders.unseen(host)]
+    warnings: list[str] = []
     if checked.has_steps:
         from virtpass.binding import steps
 
@@ -88,7 +88,9 @@ def check(
 
         nvidia.refuse_shared(host, lent)
         display.stoppable(host, lent)
-        warnings = [reach.warning(host, lent), framebuffers.warning(host, lent), *warnings]
+        warnings = [reach.warning(host, lent), framebuffers.warning(host, lent)]
+    # Last: it tells of the latest look at the programs.
+    warnings.append(holders.unseen(host))
     checked.warning = "; ".join(one for one in warnings if one)
     if policy.huge_pages != "no" or policy.isolate_cpus != "no" or policy.governor != "keep":
         from virtpass.binding import tuning

@@ -7,10 +7,8 @@ from virtpass.system.host import Host
 from virtpass.system.libvirt import SYSTEM, Addressed, Connection, Domain
 from virtpass.system.recorded import RecordedDomainState, RecordedHost, RecordedLibvirt
 
-_DEADLINE = 30.0
 
-
-def connect(host: Host, uri: str = SYSTEM, *, deadline: float = _DEADLINE) -> Connection:
+def connect(host: Host, uri: str = SYSTEM, *, deadline: float | None = None) -> Connection:
     """Connect to the libvirt of a host: to what a snapshot knows of it, else to the daemon.
 
     Raises:
