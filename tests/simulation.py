@@ -21,12 +21,18 @@ What is modelled, each seen on a real kernel (6.1 and 6.12):
 The imports are those of the hook, so that the hook can be measured on it.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 
 from virtpass.pci.address import PciAddress
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CARD = PciAddress.parse("01:00.0")
 AUDIO = PciAddress.parse("01:00.1")
@@ -553,6 +559,22 @@ def add_processors(host: SimulatedHost, *, nodes: int = 1) -> None:
         for directory in ("/sys/kernel/mm/hugepages", *above):
             for counter in ("nr", "free", "surplus", "resv"):
                 host.put(f"{directory}/{name}/{counter}_hugepages", "0\n")
+
+
+def cutting(
+    call: Callable[..., None], left: list[int], end: type[BaseException], *, is_done: bool
+) -> Callable[..., None]:
+    """Let a number of calls of several methods through, and end the next one before it happens or after."""
+
+    def wrapped(*arguments: object) -> None:
+        left[0] -= 1
+        if left[0] == -1 and not is_done:
+            raise end(errno.EIO, os.strerror(errno.EIO))
+        call(*arguments)
+        if left[0] == -1:
+            raise end(errno.EIO, os.strerror(errno.EIO))
+
+    return wrapped
 
 
 def domain_xml(

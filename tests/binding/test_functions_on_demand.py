@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.domain.documents import domain, hostdev
-from tests.simulation import CARD, DISK, GUEST, NIC, OTHER, TWIN, SimulatedHost, domain_xml
+from tests.simulation import CARD, DISK, GUEST, NIC, OTHER, TWIN, SimulatedHost, cutting, domain_xml
 from virtpass.binding import engine, functions
 from virtpass.binding.journal import journals
 from virtpass.domain.hostdev import parse_hostdevs
@@ -438,22 +438,6 @@ def test_wherever_a_hook_is_cut_off_nothing_is_left(
         assert (card.state(), seen(card)) == (before, (0, True))
         assert (card.names(MARKS), journals(card)) == ([], [])
     assert cut > 8
-
-
-def cutting(
-    call: Callable[..., None], left: list[int], end: type[BaseException], *, is_done: bool
-) -> Callable[..., None]:
-    """Let a number of calls of several methods through, and end the next one before it happens or after."""
-
-    def wrapped(*arguments: object) -> None:
-        left[0] -= 1
-        if left[0] == -1 and not is_done:
-            raise end(errno.EIO, os.strerror(errno.EIO))
-        call(*arguments)
-        if left[0] == -1:
-            raise end(errno.EIO, os.strerror(errno.EIO))
-
-    return wrapped
 
 
 def test_what_a_rehearsal_says(card: SimulatedHost) -> None:

@@ -2,12 +2,11 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.simulation import GUEST, NIC, SPARE, TWIN, SimulatedHost, domain_xml
+from tests.simulation import GUEST, NIC, SPARE, TWIN, SimulatedHost, cutting, domain_xml
 from virtpass.hook.entry import run
 from virtpass.operations.functions import functions_at_boot, plan_functions, set_functions
 from virtpass.pci import sysfs
@@ -232,22 +231,6 @@ def test_wherever_it_is_cut_off_the_next_command_puts_it_right(
             assert card.names(folder) == []
     # The record, and the number twice.
     assert cut == 3
-
-
-def cutting(
-    call: Callable[..., None], left: list[int], end: type[BaseException], *, is_done: bool
-) -> Callable[..., None]:
-    """Let a number of calls of several methods through, and end the next one before it happens or after."""
-
-    def wrapped(*arguments: object) -> None:
-        left[0] -= 1
-        if left[0] == -1 and not is_done:
-            raise end(errno.EIO, os.strerror(errno.EIO))
-        call(*arguments)
-        if left[0] == -1:
-            raise end(errno.EIO, os.strerror(errno.EIO))
-
-    return wrapped
 
 
 def test_a_device_whose_driver_keeps_its_lock_is_looked_at_all_the_same(card: SimulatedHost) -> None:

@@ -178,33 +178,48 @@ def bind_again(host: Host, fields: tuple[str, ...]) -> None:
         raise FailedError("framebuffer", f"{name} has to wait: the card is not back", "run virtpass recover")
     if _state(host, card) != state:
         raise FailedError(GONE, f"{name} does not come back before the next boot: the card was found anew")
-    reason = "no driver took it"
-    try:
-        host.write_attribute(f"{_DRIVERS}/{driver}/bind", device, DEADLINE)
-    except NoAnswer as error:
-        engine.mark_stuck(host, card, FRAMEBUFFER)
-        raise FailedError("stuck", f"{name} does not come back from its driver", "reboot the host") from error
-    except OSError as error:
-        reason = str(error.strerror)
+    refusal = _write(
+        host, f"{_DRIVERS}/{driver}/bind", device, card, f"{name} does not come back from its driver"
+    )
     if not _is_bound(host, device):
         # It would be so at each attempt, and must not keep the domain from starting for ever.
-        raise FailedError(GONE, f"{name} does not come back: {reason}")
+        raise FailedError(GONE, f"{name} does not come back: {refusal or 'no driver took it'}")
 
 
 def _unbind(host: Host, driver: str, device: str, card: PciAddress) -> None:
     what = f"the framebuffer of the firmware ({device}) cannot be taken off {card}"
-    reason = "it is still bound"
-    try:
-        host.write_attribute(f"{_DRIVERS}/{driver}/unbind", device, DEADLINE)
-    except NoAnswer as error:
-        # Whatever takes the card now would wait for it too.
-        engine.mark_stuck(host, card, FRAMEBUFFER)
-        raise FailedError("stuck", f"{what}: its driver does not come back", "reboot the host") from error
-    except OSError as error:
-        reason = str(error.strerror)
+    path = f"{_DRIVERS}/{driver}/unbind"
+    refusal = _write(host, path, device, card, f"{what}: its driver does not come back")
     # It may have gone by itself meanwhile.
     if _is_bound(host, device):
+        reason = refusal or "it is still bound"
         raise FailedError("framebuffer", f"{what}: {reason}", "look at the kernel log")
+
+
+def _write(host: Host, path: str, device: str, card: PciAddress, hanging: str) -> str:
+    """Bind or unbind a framebuffer.
+
+    Args:
+        host: the host.
+        path: the attribute of its driver.
+        device: its platform device.
+        card: the card beneath it.
+        hanging: what to say when the driver does not answer.
+
+    Returns:
+        how the kernel refused; empty when it did not.
+
+    Raises:
+        FailedError: the driver hangs; the card is marked stuck, because whatever takes it would wait too.
+    """
+    try:
+        host.write_attribute(path, device, DEADLINE)
+    except NoAnswer as error:
+        engine.mark_stuck(host, card, FRAMEBUFFER)
+        raise FailedError("stuck", hanging, "reboot the host") from error
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def _card(host: Host, driver: str, device: str, addresses: list[PciAddress]) -> PciAddress | None:

@@ -170,7 +170,6 @@ def functions(
     driver of some devices loses its connection for a moment, with --on-demand whenever a domain starts.
     """
     from virtpass.binding.functions import counted
-    from virtpass.operations import function_records
     from virtpass.operations import functions as operation
 
     if dry_run:
@@ -194,8 +193,8 @@ def functions(
     if record.number != count:
         when, option = ("on demand", "--on-demand") if record.is_on_demand else ("at boot", "--persistent")
         note(f"{when} it gets {record.number}, as on record; {option} changes that, too")
-    if not record.is_on_demand and not function_records.is_applied_at_boot(host):
-        note(f"nothing makes them at boot here: systemctl enable {function_records.UNIT}")
+    if not record.is_on_demand and not operation.is_made_at_boot(host):
+        note(f"nothing makes them at boot here: systemctl enable {operation.UNIT}")
 
 
 @device.command(hidden=True)

@@ -34,14 +34,7 @@ def domain() -> None:
 @_name
 @_addresses
 @_single
-@click.option(
-    "--policy",
-    "settings",
-    type=options.SETTING,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="What the hook may do, as with: virtpass domain policy. May be repeated.",
-)
+@options.policy
 @options.dry_run
 @options.connect
 @click.pass_obj

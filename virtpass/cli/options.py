@@ -126,6 +126,7 @@ connect = click.option(
     help="The libvirt connection.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 
 
@@ -151,3 +152,13 @@ def snapshot(command: Callable[..., None]) -> Callable[..., None]:
         command(*arguments, **values)
 
     return looking
+
+
+policy = click.option(
+    "--policy",
+    "settings",
+    type=SETTING,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What the hook may do, as with: virtpass domain policy. May be repeated.",
+)

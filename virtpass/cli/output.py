@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-from virtpass.system.errors import one_line
+from virtpass.system.errors import RefusedError, UsageError, one_line
 
 _GAP = "  "
 _LEAST_WIDTH = 20
@@ -23,6 +23,19 @@ def say(text: str = "", *, colour: str | None = None) -> None:
 def note(text: str) -> None:
     """Print a line about what is being done."""
     click.echo(one_line(text), err=True)
+
+
+def agree(question: str) -> None:
+    """Ask whether a plan that was shown is to be carried out.
+
+    Raises:
+        UsageError: there is no terminal to ask on.
+        RefusedError: the user does not want it.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError("no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes")
+    if not click.confirm(question, err=True):
+        raise RefusedError("declined", "nothing was changed")
 
 
 def complain(line: str) -> None:

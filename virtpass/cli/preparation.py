@@ -1,7 +1,6 @@
 """``virtpass host``."""
 
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json, say_wrapped
+from virtpass.cli.output import agree, note, say, say_json, say_wrapped
 from virtpass.host.boot import Note, Severity
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import Iommu, IommuState
@@ -18,7 +17,7 @@ from virtpass.host.prepare import HostPlan
 from virtpass.host.status import Check, Verdict
 from virtpass.host.wishes import ACS_DEFAULT, Wishes
 from virtpass.operations import host_preparation
-from virtpass.system.errors import EXIT_FAILED, RefusedError, UsageError
+from virtpass.system.errors import EXIT_FAILED, UsageError
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
 from virtpass.transaction.engine import TransactionError
@@ -42,7 +41,6 @@ root_option = click.option(
     type=click.Path(exists=True, file_okay=False, resolve_path=True),
     help="Work on the system below this directory (a chroot, a rescue mount, an image).",
 )
-yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 def _wishes(command: Callable[..., None]) -> Callable[..., None]:
@@ -141,7 +139,7 @@ def plan(context: click.Context, root: str | None, as_json: bool, **values: Any)
 @host.command()
 @_wishes
 @options.dry_run
-@yes_option
+@options.yes
 @options.as_json
 @root_option
 @click.pass_context
@@ -166,7 +164,7 @@ def apply(
 
 @host.command()
 @options.dry_run
-@yes_option
+@options.yes
 @options.as_json
 @root_option
 @click.pass_context
@@ -182,7 +180,7 @@ def confirm(context: click.Context, root: str | None, as_json: bool, dry_run: bo
 @click.option(
     "--without-bootloader", is_flag=True, help="The bootloader was replaced: take back files alone."
 )
-@yes_option
+@options.yes
 @options.as_json
 @root_option
 @click.pass_context
@@ -349,10 +347,7 @@ def _ask(wanted: HostPlan, *, as_json: bool) -> None:
     if as_json:
         raise UsageError("no-question", "with --json nothing is asked", "look at the plan, then add --yes")
     _show(wanted, as_json=False, is_asking=True)
-    if not sys.stdin.isatty():
-        raise UsageError("no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes")
-    if not click.confirm("Do this?", err=True):
-        raise RefusedError("declined", "nothing was changed")
+    agree("Do this?")
 
 
 def _tell_next(wanted: HostPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import click
 
@@ -12,7 +13,7 @@ from virtpass.cli import options
 from virtpass.cli.devices import title, verdict
 from virtpass.cli.domains import show_diff
 from virtpass.cli.hooks import STATES, show_rehearsal
-from virtpass.cli.output import note, say, say_wrapped
+from virtpass.cli.output import agree, note, say, say_wrapped
 from virtpass.cli.preparation import show_changes
 from virtpass.domain.policy import meaning, parse_settings
 from virtpass.operations import domains
@@ -26,7 +27,6 @@ from virtpass.system.errors import (
     EXIT_FAILED,
     NotFoundError,
     PermissionDeniedError,
-    RefusedError,
     UsageError,
     one_line,
 )
@@ -40,21 +40,14 @@ _LABEL = 9
 @click.command()
 @click.argument("address", type=options.ADDRESS, required=False)
 @click.argument("name", metavar="[DOMAIN]", type=options.DOMAIN, required=False)
-@click.option(
-    "--policy",
-    "settings",
-    type=options.SETTING,
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="What the hook may do, as with: virtpass domain policy. May be repeated.",
-)
+@options.policy
 @click.option("--bind", is_flag=True, help="Let vfio-pci have the card from boot on.")
 @click.option(
     "--unsafe-interrupts",
     is_flag=True,
     help="Accept interrupts that are not remapped: a guest can then disturb the host.",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.yes
 @options.dry_run
 @options.connect
 @click.pass_context
@@ -91,9 +84,7 @@ def setup(
                 note("the domain is not as it was when this was agreed to")
         else:
             wish = _wish(connection, host, address, name, parse_settings(settings))
-            wish = SetupWish(
-                wish.address, wish.domain, wish.policy, bind=bind, unsafe_interrupts=unsafe_interrupts
-            )
+            wish = replace(wish, bind=bind, unsafe_interrupts=unsafe_interrupts)
             plan = operation.plan_setup(connection, host, wish)
             agreed = yes
         _show(plan)
@@ -102,7 +93,8 @@ def setup(
         if not plan.is_empty:
             if os.geteuid() != 0:
                 raise PermissionDeniedError("not-root", "setting up takes root", "sudo virtpass setup")
-            _agree(agreed=agreed)
+            if not agreed:
+                agree("Do all of this?")
             operation.carry_out(connection, host, plan, say=note)
         if plan.waits_for_reboot:
             note("now reboot; then virtpass setup goes on here")
@@ -201,15 +193,6 @@ def _choose_display(address: PciAddress) -> str:
 
 def _can_ask() -> bool:
     return sys.stdin.isatty()
-
-
-def _agree(*, agreed: bool) -> None:
-    if agreed:
-        return
-    if not _can_ask():
-        raise UsageError("no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes")
-    if not click.confirm("Do all of this?", err=True):
-        raise RefusedError("declined", "nothing was changed")
 
 
 def _show(plan: SetupPlan) -> None:

@@ -1,23 +1,22 @@
 """``virtpass uninstall``."""
 
 import os
-import sys
 
 import click
 
 from virtpass.cli import options
 from virtpass.cli.domains import show_diff
-from virtpass.cli.output import note, say
+from virtpass.cli.output import agree, note, say
 from virtpass.cli.preparation import show_changes
 from virtpass.operations import uninstall as operation
 from virtpass.operations.uninstall import UninstallPlan
-from virtpass.system.errors import PermissionDeniedError, RefusedError, UnavailableError, UsageError, one_line
+from virtpass.system.errors import PermissionDeniedError, UnavailableError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 
 @click.command()
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@options.yes
 @options.dry_run
 @options.connect
 @click.pass_obj
@@ -34,12 +33,7 @@ def uninstall(host: Host, yes: bool, dry_run: bool, uri: str) -> None:
         if os.geteuid() != 0:
             raise PermissionDeniedError("not-root", "taking it back takes root", "sudo virtpass uninstall")
         if not yes:
-            if not sys.stdin.isatty():
-                raise UsageError(
-                    "no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes"
-                )
-            if not click.confirm("Do all of this?", err=True):
-                raise RefusedError("declined", "nothing was changed")
+            agree("Do all of this?")
         operation.uninstall(connection, host, plan, say=note)
     note("this host is as it was before virtpass")
     if plan.host is not None and plan.host.needs_reboot:

@@ -6,6 +6,7 @@ from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.pci.inventory import Device
 from virtpass.pci.isolation import Level, Reason, judge
+from virtpass.pci.sysfs import device_path
 
 # What says that the group does not keep the card apart; other reasons have checks of their own, or pass.
 _GROUP = ("group-shared", "group-bridge", "group-needed", "no-group", "direct-region")
@@ -89,7 +90,7 @@ def _counted(monitors: list[str]) -> str:
 
 def _connected(scene: Scene, card: Device) -> list[str] | None:
     """Return the connectors of a card that have a monitor; None when it has no DRM driver."""
-    base = f"{scene.name(card)}/drm"
+    base = f"{device_path(card.address)}/drm"
     nodes = [name for name in scene.host.names(base) if name.startswith("card")]
     if not nodes:
         return None
@@ -105,10 +106,10 @@ def _reset(scene: Scene) -> list[Finding]:
     found = []
     for card in scene.cards:
         about = str(card.address)
-        methods = (scene.host.read(f"{scene.name(card)}/reset_method") or "").split()
+        methods = (scene.host.read(f"{device_path(card.address)}/reset_method") or "").split()
         if methods:
             found.append(passed(", ".join(methods), about))
-        elif not scene.host.exists(f"{scene.name(card)}/reset"):
+        elif not scene.host.exists(f"{device_path(card.address)}/reset"):
             what = "the kernel knows no way to reset it: it may not start a second time"
             fix = "shut guests down rather than end them; for some cards of AMD there is vendor-reset"
             found.append(Finding(Verdict.WARN, what, fix, about))
@@ -123,7 +124,7 @@ def _memory(scene: Scene) -> list[Finding]:
 
 def _bars(scene: Scene, card: Device) -> Finding | None:
     about = str(card.address)
-    lines = (scene.host.read(f"{scene.name(card)}/resource") or "").splitlines()[:_BARS]
+    lines = (scene.host.read(f"{device_path(card.address)}/resource") or "").splitlines()[:_BARS]
     largest = (0, 0, 0)  # size, start, number
     for number, line in enumerate(lines):
         try:
@@ -142,7 +143,7 @@ def _bars(scene: Scene, card: Device) -> Finding | None:
         return None
     where = "above 4 GiB" if start >= 1 << 32 else "below 4 GiB"
     text = f"{size // _MEBI} MiB in region {number}, {where}"
-    possible = _possible(scene.host.read(f"{scene.name(card)}/resource{number}_resize") or "")
+    possible = _possible(scene.host.read(f"{device_path(card.address)}/resource{number}_resize") or "")
     if possible:
         text += f"; it could have up to {possible >> 20} MiB"
     return passed(text, about)

@@ -2,24 +2,16 @@
 
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
-from virtpass.host.iommu import IommuState
+from virtpass.host.efi import secure_boot
+from virtpass.host.iommu import IommuState, processor
 
 _KVM = {"vmx": ("kvm_intel", "VT-x"), "svm": ("kvm_amd", "SVM or AMD-V")}
 _LOCKDOWN = "/sys/kernel/security/lockdown"
-_SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 _CONTAINERS = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 
 
-def _flags(scene: Scene) -> frozenset[str]:
-    for line in scene.facts.text("/proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "flags":
-            return frozenset(value.split())
-    return frozenset()
-
-
 def _processor(scene: Scene) -> list[Finding]:
-    flags = _flags(scene)
+    flags = processor(scene.facts)[1]
     kind = next((one for one in _KVM if one in flags), None)
     if scene.host.exists("/dev/kvm"):
         return [passed(f"/dev/kvm is there{f' ({kind})' if kind else ''}")]
@@ -37,7 +29,7 @@ def _surroundings(scene: Scene) -> list[Finding]:
     for path in _CONTAINERS:
         if scene.host.exists(path):
             return [Finding(Verdict.FAIL, f"this is a container ({path})", "run virtpass on the host itself")]
-    if "hypervisor" in _flags(scene):
+    if "hypervisor" in processor(scene.facts)[1]:
         what = "this host is a virtual machine itself: it has the devices that its own host gave it"
         return [Finding(Verdict.WARN, what, "nothing, if that is what you want")]
     return [passed("this is a machine of its own")]
@@ -81,9 +73,8 @@ def _interrupts(scene: Scene) -> list[Finding]:
 
 
 def _lockdown(scene: Scene) -> list[Finding]:
-    content = scene.host.read_bytes(_SECURE_BOOT)
-    # Four bytes of attributes, then the value.
-    boot = "" if content is None or len(content) < 5 else "on" if content[4] else "off"
+    is_secure = secure_boot(scene.host)
+    boot = "" if is_secure is None else "on" if is_secure else "off"
     secure = f", Secure Boot is {boot}" if boot else ""
     text = scene.host.read(_LOCKDOWN)
     if text is None:

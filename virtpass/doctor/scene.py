@@ -99,7 +99,3 @@ class Scene:
         return tuple(
             one for one in self.inventory.devices.values() if one.is_display and not one.physical_function
         )
-
-    def name(self, device: Device) -> str:
-        """Return the sysfs directory of a device."""
-        return f"/sys/bus/pci/devices/{device.address}"

@@ -23,6 +23,12 @@ def loader_text(host: Host, name: str) -> str | None:
     return content[_ATTRIBUTES:].decode("utf-16-le", "replace").partition("\0")[0]
 
 
+def secure_boot(host: Host) -> bool | None:
+    """Tell whether the firmware starts nothing that is not signed; None where it says nothing of it."""
+    value = (host.read_bytes(f"{_DIRECTORY}/SecureBoot-{_GLOBAL}") or b"")[_ATTRIBUTES:]
+    return value == b"\1" if value else None
+
+
 def is_secure_boot(host: Host) -> bool:
-    """Tell whether the firmware starts nothing that is not signed."""
-    return (host.read_bytes(f"{_DIRECTORY}/SecureBoot-{_GLOBAL}") or b"")[_ATTRIBUTES:] == b"\1"
+    """Tell whether the firmware says that it starts nothing that is not signed."""
+    return secure_boot(host) is True

@@ -95,10 +95,10 @@ def _vendor(facts: HostFacts, units: list[str]) -> str:
     for table, (name, _) in _KINDS.items():
         if facts.has(f"{_TABLES}/{table}"):
             return name
-    return _processor(facts)[0]
+    return processor(facts)[0]
 
 
-def _processor(facts: HostFacts) -> tuple[str, frozenset[str]]:
+def processor(facts: HostFacts) -> tuple[str, frozenset[str]]:
     """Return the vendor of the processor, and its flags."""
     vendor, flags = "", ""
     for line in facts.text("/proc/cpuinfo").splitlines():
@@ -118,7 +118,7 @@ def _why_not(facts: HostFacts, vendor: str) -> tuple[IommuState, str]:
     for table, (name, option) in _KINDS.items():
         if facts.has(f"{_TABLES}/{table}"):
             return _why_unused(facts, name, option, f"the firmware offers one (ACPI table {table})")
-    _, flags = _processor(facts)
+    _, flags = processor(facts)
     if "hypervisor" in flags:
         return IommuState.NO_HARDWARE, "this is a virtual machine, and it was given no IOMMU"
     if flags & {"vmx", "svm"}:

@@ -12,6 +12,8 @@ from virtpass.pci.mediated import mediated_devices
 from virtpass.system.errors import RefusedError, UsageError, VirtpassError
 from virtpass.system.host import Host
 
+UNIT = "virtpass-functions.service"
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionsPlan:
@@ -218,3 +220,8 @@ def _refuse_stacked(host: Host, address: PciAddress) -> None:
                 f"{address} ({interface}) is part of {', '.join(upper)}",
                 f"take {interface} out of it, or shut the domain that uses it down",
             )
+
+
+def is_made_at_boot(host: Host) -> bool:
+    """Tell whether systemd makes at boot what is on record."""
+    return host.exists(f"/etc/systemd/system/multi-user.target.wants/{UNIT}")

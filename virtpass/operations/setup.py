@@ -16,6 +16,7 @@ from virtpass.host.status import is_rebooted
 from virtpass.host.wishes import Wishes
 from virtpass.operations import domains, hooks, host_preparation
 from virtpass.operations.devices import DeviceReport, reports
+from virtpass.operations.overview import SETUP_RECORD
 from virtpass.operations.rehearsal import Rehearsal, rehearse
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
@@ -26,7 +27,7 @@ from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 from virtpass.transaction.engine import Runner
 
-_DIRECTORY, _NAME = "/var/lib/virtpass", "setup"
+_DIRECTORY, _, _NAME = SETUP_RECORD.rpartition("/")
 # Policies name no secret, but nobody else needs to know which domain gets what.
 _MODE = 0o600
 
@@ -269,14 +270,14 @@ def pending(host: Host) -> Pending | None:
     except (ValueError, KeyError, TypeError, AttributeError, VirtpassError) as error:
         raise FailedError(
             "setup-record",
-            f"{_DIRECTORY}/{_NAME} is not understood",
+            f"{SETUP_RECORD} is not understood",
             "remove it, and run virtpass setup with ADDRESS and DOMAIN",
         ) from error
 
 
 def is_waiting(host: Host) -> bool:
     """Tell whether a setup waits for a reboot, or to be gone on with; needs no permission."""
-    return host.exists(f"{_DIRECTORY}/{_NAME}")
+    return host.exists(SETUP_RECORD)
 
 
 def resume(connection: Connection, host: Host, begun: Pending) -> SetupPlan:
