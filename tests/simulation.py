@@ -222,12 +222,17 @@ class SimulatedHost(Host):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return content
 
-    def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
+    def using(self, processes: list[str], nodes: dict[str, str], deadline: float) -> dict[str, str]:
         found = {}
         for process in processes:
+            links = [
+                self.link_target(f"/proc/{process}/fd/{one}") for one in self.names(f"/proc/{process}/fd")
+            ]
             lines = (self.read(f"/proc/{process}/maps") or "").splitlines()
-            if ends := [node for node in nodes if any(line.endswith(f" {node}") for line in lines)]:
-                found[process] = ends[0]
+            if used := [
+                one for one in nodes if one in links or any(line.endswith(f" {one}") for line in lines)
+            ]:
+                found[process] = used[0]
         return found
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:

@@ -300,12 +300,13 @@ def test_a_configuration_space_that_does_not_answer_is_not_waited_for(stopped: H
 
 def test_memory_maps_that_do_not_answer_are_not_waited_for(stopped: Host) -> None:
     began = time.monotonic()
-    assert stopped.mapped(["1"], ["/dev/dri/card0"], 0.1) == {}
+    assert stopped.using(["1"], NODES, 0.1) == {}
     assert time.monotonic() - began < 5
     assert stopped.unseen_processes == {"1"}
 
 
 NODE = "/dev/dri/card0"
+NODES = {NODE: "c226:0"}
 SILENT = {"7", "150"}
 
 
@@ -315,8 +316,16 @@ def with_maps(host: Host, count: int) -> list[str]:
     for one in processes:
         os.makedirs(host.path(f"/proc/{one}"), exist_ok=True)
         if one not in SILENT:
+            # Where `placed` says that the node is.
             Path(host.path(f"/proc/{one}/maps")).write_text(f"7f00-7f10 rw-s 00000000 00:05 1 {NODE}\n")
     return processes
+
+
+@pytest.fixture
+def placed(own: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host with a device node, which it takes root to make."""
+    monkeypatch.setattr(own, "_place", lambda *_: "00:05:1")
+    return own
 
 
 @pytest.fixture
@@ -332,23 +341,25 @@ def silent(own: Host) -> Iterator[set[str]]:
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
-def test_processes_beside_one_that_does_not_answer_are_seen(own: Host, silent: set[str]) -> None:
+def test_processes_beside_one_that_does_not_answer_are_seen(placed: Host, silent: set[str]) -> None:
+    own = placed
     processes = with_maps(own, 200)
     began = time.monotonic()
-    assert own.mapped(processes, [NODE], 5.0) == {one: NODE for one in processes if one not in silent}
+    assert own.using(processes, NODES, 5.0) == {one: NODE for one in processes if one not in silent}
     assert time.monotonic() - began < 5
     assert own.unseen_processes == silent
     began = time.monotonic()
-    assert len(own.mapped(processes, [NODE], 5.0)) == 198
-    assert time.monotonic() - began < files._MAPS_DEADLINE
+    assert len(own.using(processes, NODES, 5.0)) == 198
+    assert time.monotonic() - began < files._SEARCH_DEADLINE
     assert own.unseen_processes == silent
 
 
-def test_processes_for_which_there_was_no_time_are_seen_the_next_time(own: Host) -> None:
+def test_processes_for_which_there_was_no_time_are_seen_the_next_time(placed: Host) -> None:
+    own = placed
     processes = with_maps(own, 3)
-    assert own.mapped(processes, [NODE], 0.0) == {}
+    assert own.using(processes, NODES, 0.0) == {}
     assert own.unseen_processes == set(processes)
-    assert len(own.mapped(processes, [NODE], 5.0)) == 3
+    assert len(own.using(processes, NODES, 5.0)) == 3
     assert own.unseen_processes == set()
 
 

@@ -31,7 +31,8 @@ class Desktop(SimulatedHost):
         refusing_to_start: units that do not start.
         loaded_again: modules that are in use.
         endless: modules whose unloading does not come back.
-        dependents: services that go down with another one.
+        dependents: units that go down with another one.
+        properties: what systemd tells of units beside that, such as ``After=``.
         listening: sockets of users' sound servers that are active.
         staying: users who are logged in from elsewhere, or linger.
         system_state: what systemd says of the host as a whole.
@@ -45,6 +46,7 @@ class Desktop(SimulatedHost):
         self.loaded_again: set[str] = set()
         self.endless: set[str] = set()
         self.dependents: dict[str, list[str]] = {}
+        self.properties: dict[str, list[str]] = {}
         self.listening: set[str] = set()
         self.staying: set[str] = set()
         self.system_state = "running"
@@ -117,12 +119,13 @@ class Desktop(SimulatedHost):
         words = argv[: argv.index("--", 6)]
         user = next((word.rpartition("/")[2] for word in words if word.startswith("XDG_RUNTIME_DIR=")), "")
         above = f"user.slice/user-{user}.slice/user@{user}.service" if user else "system.slice"
-        active = {path.name for path in Path(self.path(f"/sys/fs/cgroup/{above}")).rglob("*.service")}
+        active = {path.name for path in Path(self.path(f"/sys/fs/cgroup/{above}")).rglob("*.*")}
         for unit in argv[argv.index("--", 6) + 1 :]:
             is_active = unit in active | (self.listening if user else set())
             state = "active" if is_active else "inactive"
             needing = " ".join(self.dependents.get(unit, []))
-            blocks.append(f"Id={unit}\nActiveState={state}\nRequiredBy={needing}\nBoundBy=\nConsistsOf=")
+            lines = [f"Id={unit}", f"ActiveState={state}", f"RequiredBy={needing}", "BoundBy=", "ConsistsOf="]
+            blocks.append("\n".join([*lines, *self.properties.get(unit, [])]))
         return 0, "\n\n".join(blocks)
 
     def write_attribute(self, path: str, value: str, deadline: float) -> None:
@@ -349,7 +352,8 @@ def test_nothing_is_started_on_a_card_without_a_display(
 
 
 @pytest.mark.parametrize(
-    "unit", ["-H.service", "a b.service", "../x.service", "lightdm", "--now.service", ""]
+    "unit",
+    ["-H.service", "a b.service", "../x.service", "lightdm", "--now.service", "-.mount", "x.scope", ""],
 )
 def test_a_record_names_a_service_and_nothing_else(host: Desktop, unit: str) -> None:
     journal = begun(host)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.binding.test_display import Desktop
+from tests.binding.test_display import CONTAINER, Desktop
 from tests.simulation import AUDIO, CARD, GUEST, NIC, Hangs, desktop, domain_xml
-from virtpass.binding import effects, engine, framebuffers
+from virtpass.binding import effects, engine, framebuffers, holders
 from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.hook.entry import run
 from virtpass.operations.rehearsal import rehearse
@@ -219,6 +219,29 @@ def test_it_belongs_to_the_card_exactly_where_both_have_a_byte(
     host.put(f"/sys/bus/pci/devices/{CARD}/resource", f"{bar:#x} {bar + bar_size - 1:#x} 0x200\n")
     is_over = bool(set(range(first, first + size)) & set(range(bar, bar + bar_size)))
     assert bool(framebuffers.over(host, [CARD])) == is_over
+
+
+# its nodes
+
+
+@pytest.mark.parametrize("parent", [None, CARD])
+@pytest.mark.parametrize(("kind", "node"), [(EFI, "fb0"), (SIMPLE, "dri/card0")])
+def test_who_has_it_open_holds_the_card(
+    host: Firmware, capfd: Captured, kind: str, node: str, parent: PciAddress | None
+) -> None:
+    host.begin_drawing(kind, parent=parent)
+    below = f"{DEVICES}/{kind}.0/graphics/{node.rpartition('/')[2]}"
+    number = "29:0" if node == "fb0" else "226:0"
+    host.put(f"{below}/dev", f"{number}\n")
+    host.put(f"{below}/uevent", f"DEVNAME={node}\n")
+    assert holders.device_nodes(host, CARD) == {f"/dev/{node}": f"c{number}"}
+    assert holders.device_nodes(host, NIC) == {}
+    host.begin(CONTAINER, "plymouthd", "/machine.slice/docker-1.scope", f"/dev/{node}")
+    assert f"plymouthd (process {CONTAINER}, /dev/{node})" in refused(host, capfd, KEPT)
+    # Nobody can ask it to let go.
+    on_new_kernel(host)
+    assert f"plymouthd (process {CONTAINER}, /dev/{node})" in refused(host, capfd)
+    assert host.is_drawing
 
 
 # refusing

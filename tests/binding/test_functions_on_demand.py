@@ -21,7 +21,7 @@ from virtpass.operations.rehearsal import rehearse
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.functions import physical_function
-from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.libvirt import Connection
 
 FIRST, SECOND, THIRD = (PciAddress.parse(f"02:{place}") for place in ("10.0", "10.2", "10.4"))
@@ -500,6 +500,139 @@ def test_a_device_that_does_not_say_where_its_functions_come(card: SimulatedHost
     assert (seen(card), card.names(MARKS), card.exists(RECORD)) == ((0, True), [], False)
     set_functions(card, NIC, 2, persistent=True)
     assert seen(card) == (2, False)
+
+
+def by_hand(host: SimulatedHost, count: int) -> None:
+    """Let there be functions that virtpass has not made."""
+    host.put(f"{PF}/sriov_drivers_autoprobe", "0\n")
+    host.write_attribute(f"{PF}/sriov_numvfs", str(count), 1)
+    host.calls.clear()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_device_that_announces_another_place_while_it_has_none(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """A start compares with what it announces then, so the command has to, whatever is there before."""
+    set_functions(card, NIC, 0, on_demand=True)
+    by_hand(card, 2)
+    write = card.write_attribute
+
+    def moving(path: str, value: str, deadline: float) -> None:
+        write(path, value, deadline)
+        if path.endswith("sriov_numvfs"):
+            card.put(f"{PF}/sriov_offset", "256\n" if value == "0" else "128\n")
+
+    monkeypatch.setattr(card, "write_attribute", moving)
+    with pytest.raises(FailedError) as caught:
+        set_functions(card, NIC, count, on_demand=True)
+    assert caught.value.what.endswith("cannot be made on demand; it has 2 as before")
+    assert (seen(card), card.names(MARKS), card.exists(RECORD)) == ((2, False), [], False)
+
+
+def test_functions_that_are_there_are_made_anew_once(card: SimulatedHost) -> None:
+    set_functions(card, NIC, 0, on_demand=True)
+    by_hand(card, 2)
+    plan = set_functions(card, NIC, 2, on_demand=True)
+    assert plan.sentences[:2] == (f"{NIC}: write 0 to sriov_numvfs", f"{NIC}: write 2 to sriov_numvfs")
+    assert sriov(card) == [(f"{PF}/sriov_numvfs", "0"), (f"{PF}/sriov_numvfs", "2")]
+    assert set_functions(card, NIC, 2, on_demand=True).is_empty
+    assert sriov(card) == []
+    recover(card, nobody)
+    assert seen(card) == (0, False)
+    assert starts(card, FIRST) == 0
+
+
+def test_functions_come_back_where_new_ones_cannot_be_marked(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as where /run is full: what is there must not be lost for that."""
+    set_functions(card, NIC, 0, on_demand=True)
+    by_hand(card, 2)
+    replace = card.replace_own
+
+    def full(directory: str, name: str, content: bytes, mode: int) -> None:
+        if directory == MARKS:
+            raise FailedError("file", f"{directory}/{name}: No space left on device")
+        replace(directory, name, content, mode)
+
+    monkeypatch.setattr(card, "replace_own", full)
+    with pytest.raises(FailedError, match="No space left on device; it has 2 as before"):
+        set_functions(card, NIC, 4, on_demand=True)
+    assert (seen(card), card.names(MARKS), card.exists(RECORD)) == ((2, False), [], False)
+
+
+@pytest.mark.parametrize("user", ["domain", "group", "driver"])
+def test_functions_that_somebody_has_are_not_made_anew(card: SimulatedHost, user: str) -> None:
+    set_functions(card, NIC, 0, on_demand=True)
+    by_hand(card, 2)
+    words, remedy = "", ""
+    if user == "domain":
+        assert starts(card, SECOND) == 0
+        words = f"{SECOND} is lent to the domain"
+    elif user == "group":
+        card.busy_groups.add(41)
+        words = f"{SECOND} is used by a running virtual machine"
+    else:
+        card.write_attribute(f"/sys/bus/pci/devices/{SECOND}/driver_override", "igbvf", 1)
+        card.write_attribute("/sys/bus/pci/drivers_probe", str(SECOND), 1)
+        words = f"{NIC} has 2 virtual functions already, and {SECOND} is bound to igbvf"
+        remedy = f"virtpass device functions {NIC} 0, then ask again"
+    sriov(card)
+    with pytest.raises(RefusedError) as caught:
+        set_functions(card, NIC, 2, on_demand=True)
+    assert words in caught.value.what
+    assert remedy in (caught.value.remedy or "")
+    assert (sriov(card), seen(card), card.exists(RECORD)) == ([], (2, False), False)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("end", [Killed, OSError])
+@pytest.mark.parametrize(("had", "wanted"), [("on demand", 4), ("by hand", 4), ("by hand", 2)])
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "fails"])
+def test_wherever_another_number_on_demand_is_cut_off_nothing_is_left_or_taken(
+    card: SimulatedHost,
+    monkeypatch: pytest.MonkeyPatch,
+    is_done: bool,
+    end: type[BaseException],
+    had: str,
+    wanted: int,
+    fails: bool,
+) -> None:
+    """At each write, also at those that put back what a driver could not set up."""
+    cut, is_through = 0, False
+    while not is_through:
+        card.most_functions = None
+        if had == "by hand":
+            by_hand(card, 2)
+        else:
+            set_functions(card, NIC, 2, on_demand=True)
+        card.most_functions = 3 if fails and wanted > 3 else None
+        left = [cut]
+        with monkeypatch.context() as patch:
+            for name in ("write_attribute", "replace_own", "remove_own"):
+                patch.setattr(card, name, cutting(getattr(card, name), left, end, is_done=is_done))
+            try:
+                set_functions(card, NIC, wanted, on_demand=True)
+            except (Killed, OSError, VirtpassError):
+                pass
+            is_through = left[0] >= 0
+        cut += 1
+        recover(card, nobody)
+        if had == "on demand":
+            # All of them were made on demand, and nobody uses one.
+            assert (seen(card), card.names(MARKS)) == ((0, True), [])
+        else:
+            # What was there before virtpass came is there, or went as it was told to; no mark takes it.
+            assert seen(card)[0] in (0, 2)
+            assert card.names(MARKS) == []
+        card.most_functions = None
+        set_functions(card, NIC, 3, on_demand=True)
+        recover(card, nobody)
+        assert (seen(card)[0], card.names(MARKS)) == (0, [])
+        set_functions(card, NIC, 0, on_demand=True)
+    assert cut >= 5
 
 
 def test_a_device_that_is_lent_itself_makes_none(card: SimulatedHost) -> None:

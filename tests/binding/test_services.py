@@ -26,9 +26,10 @@ from tests.binding.test_display import (
     hand_over,
     with_lightdm,
 )
-from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, domain_xml
 from virtpass.binding import audio, display, effects, holders, reach, services
 from virtpass.binding.journal import read_journal
+from virtpass.operations.rehearsal import rehearse
 from virtpass.system.errors import FailedError, RefusedError
 
 PERSISTENCED = "nvidia-persistenced.service"
@@ -108,6 +109,54 @@ def test_services_that_need_each_other_are_asked_about_once(host: Desktop) -> No
 def active(host: Desktop, *units: str) -> None:
     for unit in units:
         os.makedirs(host.path(f"/sys/fs/cgroup/system.slice/{unit}"))
+
+
+def started_by_undo(host: Desktop) -> list[str]:
+    """Hand over, and return what is started when all comes back, in this order."""
+    hand_over(host, begun(host))
+    host.programs.clear()
+    found = read_journal(host, GUEST)
+    assert found is not None
+    assert effects.undo(host, found) == []
+    return started(host)
+
+
+def test_units_of_every_kind_that_systemd_can_start_come_back(host: Desktop) -> None:
+    with_lightdm(host)
+    comes = ["seat.timer", "seat.path", "srv-kiosk\\x2ddata.mount", "srv.automount", "kiosk.target"]
+    gone = ["kiosk.scope", "kiosk.slice", "dev-x.device", "by-hand.mount", "run-u1.service", "no.target"]
+    host.dependents = {MANAGER: [*comes, *gone]}
+    host.properties = {
+        "seat.timer": ["CanStart=yes", "Transient=no", "FragmentPath=/etc/systemd/system/seat.timer"],
+        "by-hand.mount": ["CanStart=yes", "FragmentPath="],
+        "run-u1.service": ["CanStart=yes", "Transient=yes"],
+        "no.target": ["CanStart=no"],
+    }
+    active(host, *comes, *gone)
+    assert services.taken_along(host, [MANAGER]) == comes
+    assert started_by_undo(host) == [MANAGER, *comes]
+    # Not with all that it wants: somebody may have stopped that since.
+    (line,) = [one for one in host.programs if one.endswith(" kiosk.target") and " start " in one]
+    assert line == "systemctl start --job-mode=ignore-dependencies -- kiosk.target"
+
+
+def test_units_are_started_in_the_order_of_systemd(host: Desktop) -> None:
+    """A socket cannot be started when its service runs; a ring of units is started all the same."""
+    with_lightdm(host)
+    units = ["all.target", "kiosk.service", "kiosk.socket", "seat.socket", "a.service", "b.service"]
+    host.dependents = {MANAGER: units}
+    host.properties = {
+        MANAGER: ["After=seat.socket basic.target"],
+        "all.target": ["After=kiosk.service"],
+        "kiosk.service": [f"After={MANAGER} kiosk.socket"],
+        "a.service": ["After=b.service a.service"],
+        "b.service": ["After=a.service"],
+    }
+    active(host, *units)
+    assert started_by_undo(host) == [
+        *("kiosk.socket", "seat.socket", MANAGER, "kiosk.service", "all.target"),
+        *("a.service", "b.service"),
+    ]
 
 
 def test_what_depends_on_one_that_is_not_active_goes_down_too(host: Desktop) -> None:
@@ -298,6 +347,102 @@ def test_a_user_s_manager_that_does_not_answer_is_told(
     assert (host.programs, journal.effects) == ([], [])
 
 
+def silent_for_users(host: Desktop, monkeypatch: pytest.MonkeyPatch, *, at_last: bool) -> None:
+    """Let managers of users not answer, or not any more when something was stopped."""
+    ask = host.run_program
+
+    def unanswered(
+        argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
+    ) -> tuple[int | None, str]:
+        is_silent = "--user" in argv and (host.programs or not at_last)
+        return (None, "") if is_silent else ask(argv, environment, deadline, limit=limit)
+
+    monkeypatch.setattr(host, "run_program", unanswered)
+
+
+def test_a_user_s_manager_is_asked_before_anything_is_stopped(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_lightdm(host)
+    with_sound(host)
+    silent_for_users(host, monkeypatch, at_last=False)
+    journal = begun(host)
+    with pytest.raises(FailedError, match=r"the state of pipewire\.socket, .* is not known"):
+        hand_over(host, journal)
+    assert (host.programs, journal.effects) == ([], [])
+    with pytest.raises(FailedError):
+        display.stoppable(host, DEVICES)
+
+
+@pytest.mark.parametrize("has_gone", [True, False])
+def test_a_user_who_goes_with_the_display_manager_needs_no_answer(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch, has_gone: bool
+) -> None:
+    with_lightdm(host)
+    with_sound(host)
+    if not has_gone:
+        host.put("/run/user/1000/systemd/private")
+    run = host.run
+
+    def stop(argv: list[str], deadline: float) -> int | None:
+        status = run(argv, deadline)
+        if has_gone:
+            host.end("user@1000.service")
+        return status
+
+    monkeypatch.setattr(host, "run", stop)
+    silent_for_users(host, monkeypatch, at_last=True)
+    journal = begun(host)
+    if has_gone:
+        assert hand_over(host, journal) == [f"{MANAGER} stopped"]
+    else:
+        with pytest.raises(FailedError, match="is not known"):
+            hand_over(host, journal)
+
+
+def rehearsed(host: Desktop) -> list[str]:
+    policy = "<v:policy display='hand-over'/>"
+    xml = domain_xml(
+        CARD,
+        AUDIO,
+        metadata=f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'>{policy}</v:passthrough>",
+    )
+    found = rehearse(host, xml.decode())
+    assert found.problem is None
+    return [step.text for step in found.steps if "of user 1000" in step.text]
+
+
+def test_a_rehearsal_without_root_asks_one_s_own_manager_and_no_other(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_sound(host)
+    asked: list[list[str]] = []
+    ask = host.run_program
+
+    def note(
+        argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
+    ) -> tuple[int | None, str]:
+        if "--user" in argv:
+            asked.append(argv)
+        return ask(argv, environment, deadline, limit=limit)
+
+    monkeypatch.setattr(host, "run_program", note)
+    servers = "stop pipewire.service, wireplumber.service of user 1000"
+    assert rehearsed(host) == [servers]
+    assert {argv[0] for argv in asked} == {"/usr/bin/setpriv"}
+    asked.clear()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert rehearsed(host) == [servers]
+    # Without root, nobody may become anybody.
+    assert {argv[0] for argv in asked} == {"/usr/bin/env"}
+    asked.clear()
+    monkeypatch.setattr("os.geteuid", lambda: 1001)
+    assert rehearsed(host) == [
+        "stop the sound servers of user 1000 (cannot tell without root which ones run)"
+    ]
+    assert asked == []
+
+
 def test_a_session_that_only_plays_sound_there_goes_on(host: Desktop) -> None:
     with_sound(host)
     assert display.stoppable(host, DEVICES) == display.Asked([], [], ["1000"])
@@ -399,12 +544,14 @@ def stuck(host: Desktop) -> Iterator[int]:
 def test_a_process_that_does_not_answer_hides_no_other_one(
     host: Desktop, stuck: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "mapped", lambda *asked: super(SimulatedHost, host).mapped(*asked))
+    monkeypatch.setattr(host, "using", lambda *asked: super(SimulatedHost, host).using(*asked))
+    # Where the card's node is, if it were one.
+    monkeypatch.setattr(host, "_place", lambda *_: "00:05:1")
     host.put(f"/proc/{XORG}/comm", "game\n")
     host.put(f"/proc/{XORG}/maps", f"7f00-7f10 rw-s 00000000 00:05 1 {CARD0}\n")
     assert holders.holders(host, DEVICES) == [(XORG, "game", CARD0)]
     warning = holders.unseen(host)
-    assert f"whether stuck (process {stuck}) has a device mapped is not known" in warning
+    assert f"whether stuck (process {stuck}) has a device open or mapped is not known" in warning
     began = time.monotonic()
     assert holders.holders(host, DEVICES) == [(XORG, "game", CARD0)]
     assert time.monotonic() - began < 0.4  # it is not asked again

@@ -110,6 +110,7 @@ def test_an_rmmod_that_has_not_come_to_the_kernel_is_waited_for(
     desk.put("/proc/7000200/comm", "rmmod\n")
     desk.put("/proc/7000200/cmdline", b"/sbin/rmmod\0--\0nvidia\0")
     desk.put("/proc/7000200/status", ROOT)
+    desk.link("/proc/7000200/exe", "/usr/bin/kmod")
     monkeypatch.setattr(nvidia, "_PROGRAM_DEADLINE", 0.3)
     # As long as the kernel says that the module is there, it is.
     assert seconds_to_load(desk) >= 0.3
@@ -130,23 +131,28 @@ def test_a_module_that_the_kernel_does_not_let_go_is_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "status"),
+    ("name", "arguments", "status", "program"),
     [
-        ("rmmod", b"rmmod\0nvidia\0", USER),
+        ("rmmod", b"rmmod\0nvidia\0", USER, "/usr/bin/kmod"),
         # A link to a set-user-ID program, of which only the effective user is root.
-        ("rmmod", b"rmmod\0nvidia\0", SET_USER_ID),
-        ("rmmod", b"rmmod\0nvidia\0", ""),
-        ("rmmod", b"x" * 100_000 + b"\0nvidia\0", ROOT),
-        ("xrmmod", b"rmmod\0nvidia\0", ROOT),
+        ("rmmod", b"rmmod\0nvidia\0", SET_USER_ID, "/usr/bin/kmod"),
+        ("rmmod", b"rmmod\0nvidia\0", "", "/usr/bin/kmod"),
+        ("rmmod", b"x" * 100_000 + b"\0nvidia\0", ROOT, "/usr/bin/kmod"),
+        ("xrmmod", b"rmmod\0nvidia\0", ROOT, "/usr/bin/kmod"),
+        # One that has become root as a whole, and asks for the password now.
+        ("rmmod", b"rmmod\0nvidia\0", ROOT, "/usr/bin/sudo"),
+        ("rmmod", b"rmmod\0nvidia\0", ROOT, ""),
     ],
 )
 def test_a_user_cannot_delay_the_loading_of_a_module(
-    desk: Desktop, name: str, arguments: bytes, status: str
+    desk: Desktop, name: str, arguments: bytes, status: str, program: str
 ) -> None:
     desk.put("/sys/module/nvidia/initstate", "live\n")
     desk.put("/proc/7000200/comm", f"{name}\n")
     desk.put("/proc/7000200/cmdline", arguments)
     desk.put("/proc/7000200/status", status)
+    if program:
+        desk.link("/proc/7000200/exe", program)
     assert seconds_to_load(desk) < 4
 
 
@@ -164,11 +170,14 @@ def orphan(
     age: int = 2,
     name: str = "virtpass4711",
     status: str = ROOT,
+    program: str = "/usr/bin/python3.11",
 ) -> None:
     started = (1000 - age) * os.sysconf("SC_CLK_TCK")
     host.put("/proc/uptime", "1000.25 3000.00\n")
     host.put(f"/proc/{ORPHAN}/comm", f"{name}\n")
     host.put(f"/proc/{ORPHAN}/status", status)
+    if program:
+        host.link(f"/proc/{ORPHAN}/exe", program)
     host.put(f"/proc/{ORPHAN}/stat", f"{ORPHAN} (virtpass4711) {state} {parent} {'0 ' * 17}{started} 0 0\n")
 
 
@@ -180,11 +189,13 @@ def seconds_to_give_back(host: SimulatedHost) -> float:
     return time.monotonic() - began
 
 
+# An upgrade may have replaced it meanwhile.
+@pytest.mark.parametrize("program", ["/usr/bin/python3.11", "/opt/env/bin/python3.13 (deleted)"])
 def test_the_last_write_of_a_killed_hook_is_waited_for(
-    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(engine, "_ORPHANS", 0.4)
-    orphan(host, 1)
+    orphan(host, 1, program=program)
     assert seconds_to_give_back(host) >= 0.4
 
 
@@ -198,22 +209,64 @@ def test_a_child_with_its_parent_one_that_has_ended_and_one_that_hangs_are_not(
 
 
 @pytest.mark.parametrize(
-    ("name", "status"),
+    ("name", "status", "program"),
     [
-        ("4711", ROOT),
-        ("virtpass", ROOT),
-        ("virtpass47x", ROOT),
-        ("virtpass4711", USER),
-        ("virtpass4711", SET_USER_ID),
-        ("virtpass4711", ""),
+        ("4711", ROOT, "/usr/bin/python3.11"),
+        ("virtpass", ROOT, "/usr/bin/python3.11"),
+        ("virtpass47x", ROOT, "/usr/bin/python3.11"),
+        ("virtpass4711", USER, "/usr/bin/python3.11"),
+        ("virtpass4711", SET_USER_ID, "/usr/bin/python3.11"),
+        ("virtpass4711", "", "/usr/bin/python3.11"),
+        # One that has become root as a whole, and asks for the password now.
+        ("virtpass4711", ROOT, "/usr/bin/sudo"),
+        ("virtpass4711", ROOT, "/home/user/python/su"),
+        ("virtpass4711", ROOT, ""),
     ],
 )
 def test_a_process_of_somebody_else_delays_nothing(
-    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, name: str, status: str
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, name: str, status: str, program: str
 ) -> None:
     monkeypatch.setattr(engine, "_ORPHANS", 5.0)
-    orphan(host, 1, name=name, status=status)
+    orphan(host, 1, name=name, status=status, program=program)
     assert seconds_to_give_back(host) < 4
+
+
+@pytest.mark.parametrize("when", ["later", "at last"])
+def test_an_attribute_that_a_killed_hook_may_still_change_stays_on_record(
+    desk: Desktop, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """It was on record, the hook was killed, and its child comes to write after all that is waited for."""
+    path = f"/sys/bus/pci/devices/{CARD}/power/control"
+    desk.put(path, "auto\n")
+    journal = begun(desk)
+    journal.add((attributes.ATTRIBUTE, path, "auto", "on"))
+    monkeypatch.setattr(engine, "_ORPHANS", 0.1)
+    orphan(desk, 1)
+
+    def comes_to_write() -> None:
+        desk.put(path, "on\n")
+        shutil.rmtree(desk.path(f"/proc/{ORPHAN}"))
+
+    if when == "later":
+        (problem,) = engine.give_back(desk, journal)
+        assert problem.what == f"{path} is as it was, but what a killed hook has left may still write to it"
+        assert journals(desk) == [GUEST]
+        assert journal.effects == [(attributes.ATTRIBUTE, path, "auto", "on")]
+        comes_to_write()
+    else:
+        orphans, looks = engine.orphans, [0]
+
+        def look(host: SimulatedHost) -> list[int]:
+            looks[0] += 1
+            # Between the look at the attribute and the one for children.
+            if looks[0] == 2:
+                comes_to_write()
+            return orphans(host)
+
+        monkeypatch.setattr(engine, "_ORPHANS", 0.0)
+        monkeypatch.setattr(engine, "orphans", look)
+    assert engine.give_back(desk, journal) == []
+    assert (desk.read(path), journals(desk)) == ("auto", [])
 
 
 def test_nothing_is_written_to_a_device_whose_driver_hangs(desk: Desktop) -> None:

@@ -31,6 +31,12 @@ cd /sys/class/vtconsole && grep . */name */bind
 systemctl list-units --failed --no-legend --plain
 systemctl is-active lightdm.service getty@tty1.service libvirtd.service
 """
+# What goes down with the display manager, and is no service.
+ALONG = {
+    "along.socket": f"[Unit]\nPartOf={LIGHTDM}\n[Socket]\nListenStream=/run/along\n",
+    "along.timer": f"[Unit]\nBindsTo={LIGHTDM}\nAfter={LIGHTDM}\n[Timer]\nOnActiveSec=1d\n",
+    "along.service": "[Service]\nExecStart=/bin/true\n",
+}
 # Control, Alt and F1: the ioctl is VT_ACTIVATE.
 FIRST_TERMINAL = "import fcntl; fcntl.ioctl(open('/dev/tty0'), 0x5606, 1)"
 
@@ -166,6 +172,11 @@ def test_a_start_that_fails_after_the_desktop_was_stopped_brings_it_back(
 ) -> None:
     running = session.runs(desktop)
     give(desktop_guest)
+    for unit, text in ALONG.items():
+        desktop.put(text, f"/run/systemd/system/{unit}")
+    desktop.run(["systemctl", "daemon-reload"]).check()
+    desktop.run(["systemctl", "start", "along.socket", "along.timer"]).check()
+    since = active_since(desktop)
     with covered(desktop, UNBIND_CARD, "/dev/full"):
         failed = desktop_guest.start()
     assert failed.status != 0
@@ -175,6 +186,18 @@ def test_a_start_that_fails_after_the_desktop_was_stopped_brings_it_back(
     assert is_active(desktop, session.unit)
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
     assert session.runs(desktop) != running
+    # Those that went down with it are up again.
+    assert is_active(desktop, "along.socket")
+    assert is_active(desktop, "along.timer")
+    assert all(now > before for now, before in zip(active_since(desktop), since, strict=True))
+    desktop.run(["systemctl", "stop", *ALONG]).check()
+    desktop.run(["rm", *(f"/run/systemd/system/{unit}" for unit in ALONG)]).check()
+
+
+def active_since(machine: Machine) -> list[int]:
+    """Return when the units that go along became active, in microseconds since the boot."""
+    argv = ["systemctl", "show", "--value", "-p", "ActiveEnterTimestampMonotonic"]
+    return [int(text) for text in machine.run([*argv, "along.socket", "along.timer"]).check().text.split()]
 
 
 def test_recover_brings_the_desktop_back_when_the_hook_was_killed(

@@ -294,6 +294,22 @@ def test_commands_say_of_a_snapshot_what_they_say_of_the_host(
     assert len(looks.at) > 100
 
 
+def test_the_same_with_a_framebuffer_of_the_firmware_that_somebody_has_open(
+    lived: SimulatedHost, capfd: Captured, tmp_path: Path, libvirt: list[RecordedDomainState], looks: Looks
+) -> None:
+    libvirt.append(domain(xml_of(domain_xml(CARD))))
+    real = "/sys/devices/platform/efi-framebuffer.0"
+    lived.link("/sys/bus/platform/devices/efi-framebuffer.0", real)
+    lived.link("/sys/bus/platform/drivers/efi-framebuffer/efi-framebuffer.0", real)
+    lived.put(f"{real}/graphics/fb0/dev", "29:0\n")
+    lived.put(f"{real}/graphics/fb0/uevent", "MAJOR=29\nMINOR=0\nDEVNAME=fb0\n")
+    lived.put(f"/sys/bus/pci/devices/{CARD}/boot_vga", "1\n")
+    os.unlink(lived.path("/proc/812/fd/11"))
+    os.symlink("/dev/fb0", lived.path("/proc/812/fd/11"))
+    assert "Xorg (process 812, /dev/fb0)" in call(lived, capfd, "device", "show", str(CARD))[1]
+    assert compare(lived, capfd, tmp_path, COMMANDS, looks) == []
+
+
 def test_the_same_with_a_device_that_is_lent(
     host: SimulatedHost, capfd: Captured, tmp_path: Path, libvirt: list[RecordedDomainState]
 ) -> None:

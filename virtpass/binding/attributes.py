@@ -3,6 +3,7 @@
 Imported by the hook: the imports here are on its allow-list.
 """
 
+from virtpass.binding import engine
 from virtpass.binding.journal import Journal
 from virtpass.system.errors import FailedError
 from virtpass.system.host import Host
@@ -82,15 +83,25 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
 
     Raises:
         OSError: the kernel refused.
-        FailedError: it does not answer.
+        FailedError: it does not answer; or it is as it was, and a killed hook's child may still change it.
         ValueError: the record is none.
     """
     path, before, value = fields
     if not is_known(path):
         raise ValueError("not an attribute that virtpass changes")
-    # Where it is as it was, only if a write is still on its way, for which this one waits. Those of a hook
-    # that was killed are waited for before anything is given back.
     present = read(host, path)
+    if present == before:
+        # Those that a killed hook has left are waited for before anything is given back, but not for ever.
+        # Which attribute they write to nobody knows: nothing that is written here would surely come last.
+        if engine.has_orphans(host):
+            raise FailedError(
+                "attribute",
+                f"{path} is as it was, but what a killed hook has left may still write to it",
+                "run virtpass recover in some minutes",
+            )
+        # The last one may have come between the two looks.
+        present = read(host, path)
+    # Where it is as it was, only if a write of this process is still on its way, for which this one waits.
     if present == value or (present == before and host.may_be_written_yet(path)):
         host.write_attribute(path, before, DEADLINE)
         if path.startswith(f"{_CONSOLES}/") and before == "1" and read(host, path) == "0":

@@ -13,6 +13,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
+import os
 import time
 
 from virtpass.binding import owners, services
@@ -51,11 +52,16 @@ def server_of(host: Host, process: int) -> str:
     return user if unit in _SERVERS else ""
 
 
+def may_ask(user: str) -> bool:
+    """Tell whether this user may ask another one's service manager: root may, and everybody his own."""
+    return os.geteuid() == 0 or user == str(os.geteuid())
+
+
 def running(host: Host, user: str) -> list[str]:
     """Return the sound servers of a user that run, and their sockets, in the order in which they start.
 
     Raises:
-        FailedError: the user's service manager does not tell.
+        FailedError: the user's service manager does not tell, or only to root (`may_ask`).
     """
     told = services.ask(host, _systemctl(user), list(_UNITS), (), DEADLINE)
     return [unit for unit, values in zip(_UNITS, told, strict=True) if services.is_active(values)]
@@ -65,13 +71,19 @@ def stop(host: Host, journal: Journal, user: str) -> list[str]:
     """Stop the sound servers of a user, recorded first; whether they let go is to be looked at.
 
     Returns:
-        their names, and those of their sockets.
+        their names, and those of their sockets; nothing when the user has gone, and they with him.
 
     Raises:
         FailedError: the user's service manager does not tell which run, or they could not be recorded.
     """
     end = time.monotonic() + DEADLINE
-    units = running(host, user)
+    try:
+        units = running(host, user)
+    except FailedError:
+        if _is_there(host, user):
+            raise
+        # He was when this was decided; his session may have ended with the display manager since.
+        return []
     if units:
         journal.add((UNITS, user, *units))
         host.run([*_systemctl(user), "stop", "--", *units], end - time.monotonic())
@@ -89,7 +101,7 @@ def start_again(host: Host, fields: tuple[str, ...]) -> None:
     user, *units = fields
     if not (user.isascii() and user.isdigit() and set(units) <= set(_UNITS)):
         raise ValueError("not sound servers of a user")
-    if not host.exists(f"/run/user/{user}/systemd/private"):
+    if not _is_there(host, user):
         return
     if host.run([*_systemctl(user), "start", "--", *units], DEADLINE) != 0:
         names = " ".join(units)
@@ -98,10 +110,17 @@ def start_again(host: Host, fields: tuple[str, ...]) -> None:
         )
 
 
+def _is_there(host: Host, user: str) -> bool:
+    """Tell whether a user has a service manager."""
+    return host.exists(f"/run/user/{user}/systemd/private")
+
+
 def _systemctl(user: str) -> list[str]:
     """Return how systemctl is run as a user, for his own service manager."""
     as_user = [_SETPRIV, f"--reuid={user}", f"--regid={_NO_GROUP}", "--clear-groups"]
-    return [*as_user, _ENV, f"XDG_RUNTIME_DIR=/run/user/{user}", services.SYSTEMCTL, "--user"]
+    # Only root may become somebody, even oneself.
+    become = [] if user == str(os.geteuid()) else as_user
+    return [*become, _ENV, f"XDG_RUNTIME_DIR=/run/user/{user}", services.SYSTEMCTL, "--user"]
 
 
 UNDO = {UNITS: start_again}

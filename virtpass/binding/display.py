@@ -9,8 +9,6 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-import os
-import select
 import time
 
 from virtpass.binding import attributes, audio, engine, owners, services
@@ -20,11 +18,14 @@ from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.usage import controller
+from virtpass.system import waiting
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtpass.binding.effects import Tell
 
 _LOGINCTL = "/usr/bin/loginctl"
@@ -73,22 +74,30 @@ class Asked(tuple[list[str], list[str], list[str]]):
         """Hold the three together."""
         return super().__new__(cls, (units, sessions, listeners))
 
-    def without(self, others: set[tuple[int, str]]) -> Asked:
+    def without(self, others: frozenset[tuple[int, str]]) -> Asked:
         """Return those that have not been asked before."""
         return Asked(*([one for one in part if (kind, one) not in others] for kind, part in enumerate(self)))
 
-    def marks(self) -> set[tuple[int, str]]:
+    def marks(self) -> frozenset[tuple[int, str]]:
         """Return what `without` takes."""
-        return {(kind, one) for kind, part in enumerate(self) for one in part}
+        return frozenset((kind, one) for kind, part in enumerate(self) for one in part)
 
 
-def stoppable(host: Host, addresses: list[PciAddress]) -> Asked:
+def stoppable(
+    host: Host, addresses: list[PciAddress], asked: frozenset[tuple[int, str]] = frozenset()
+) -> Asked:
     """Return who would be stopped so that devices are free.
+
+    Args:
+        host: the host.
+        addresses: the devices.
+        asked: marks of those who have been asked before, and are left out.
 
     Raises:
         RefusedError: somebody has one open who cannot be asked, or a service that the hand-over needs would
             go down with another one; the message names them.
-        FailedError: systemd does not tell what would go down.
+        FailedError: systemd does not tell what would go down, or the service manager of a user does not tell
+            which sound servers he has. Without root it is not asked.
     """
     found = holders(host, addresses)
     units, ended, listeners = _who(host, found)
@@ -99,7 +108,12 @@ def stoppable(host: Host, addresses: list[PciAddress]) -> Asked:
     if manager and (ended or manager in units):
         units = [manager, *(one for one in units if one != manager)]
     services.refuse_to_take(host, units, _KEPT | _NEEDED)
-    return Asked(units, ended, listeners)
+    fresh = Asked(units, ended, listeners).without(asked)
+    for user in fresh[2]:
+        if audio.may_ask(user):
+            # What it says is asked for again when they are stopped; here, that it answers.
+            audio.running(host, user)
+    return fresh
 
 
 def hand_over(
@@ -123,10 +137,10 @@ def hand_over(
     """
     done: list[str] = []
     had_nodes = [one for one in addresses if _drm_nodes(host, one)]
-    asked: set[tuple[int, str]] = set()
+    asked: frozenset[tuple[int, str]] = frozenset()
     to_stop = services.STOP_DEADLINE
     for _ in range(_ROUNDS):
-        fresh = stoppable(host, addresses).without(asked)
+        fresh = stoppable(host, addresses, asked)
         if asked and not fresh.marks():
             break  # they have had their time
         asked |= fresh.marks()
@@ -235,25 +249,9 @@ def _wait_for_free(host: Host, addresses: list[PciAddress], wait: float) -> bool
         remaining = end - time.monotonic()
         if remaining <= 0:
             return True
-        _wait_for_one(host, [process for process, _, _ in found], min(remaining, _LOOK))
+        # Letting go without ending tells nobody, hence the looks.
+        waiting.wait_for_end([process for process, _, _ in found], min(remaining, _LOOK))
     return False
-
-
-def _wait_for_one(host: Host, processes: list[int], seconds: float) -> None:
-    """Return when one of the processes ends, or after some time: letting go without ending tells nobody."""
-    poll = select.poll()
-    opened = []
-    try:
-        for process in processes:
-            try:
-                opened.append(os.pidfd_open(process))
-            except OSError:
-                return
-            poll.register(opened[-1], select.POLLIN)
-        poll.poll(seconds * 1000)
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 def _drm_nodes(host: Host, address: PciAddress) -> list[str]:
@@ -290,18 +288,22 @@ def wait_for_nodes(host: Host, fields: tuple[str, ...]) -> None:
         FailedError: one has none after some time, or its driver hangs.
     """
     end = time.monotonic() + _NODE_DEADLINE
-    for text in fields:
-        address = PciAddress.parse(text)
-        engine.refuse_stuck(host, address)
-        while sysfs.is_present(host, address) and not _drm_nodes(host, address):
-            if time.monotonic() >= end:
+    with waiting.Uevents() as uevents:
+        for text in fields:
+            address = PciAddress.parse(text)
+            engine.refuse_stuck(host, address)
+            if not uevents.wait_until(_has_come(host, address), end - time.monotonic()):
                 raise FailedError(
                     "no-display",
                     f"{address} is back, but its driver shows no display",
                     "look at the kernel log, then run virtpass recover",
                 )
-            time.sleep(0.02)
     host.run([_UDEVADM, "settle", f"--timeout={_SETTLE}"], _SETTLE + 1.0)
+
+
+def _has_come(host: Host, address: PciAddress) -> Callable[[], bool]:
+    """Return what tells whether a card has nodes, or is gone for good."""
+    return lambda: not sysfs.is_present(host, address) or bool(_drm_nodes(host, address))
 
 
 UNDO = {**services.UNDO, NODES: wait_for_nodes}

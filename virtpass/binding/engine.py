@@ -17,13 +17,14 @@ from virtpass.binding.effects import nobody
 from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
+from virtpass.system import waiting
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer, first_parent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from virtpass.binding.effects import Tell
 
@@ -42,6 +43,8 @@ _CLOSING = 5.0
 _ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
 # Seconds. Older ones hang, though no device is marked for it, and will not write in this moment of all.
 _ORPHAN_AGE = 300.0
+# What runs hooks and commands, whichever version: `python3.11`.
+_PYTHON = "python"
 # Of a file about a process.
 _PROCESS_BYTES = 4096
 
@@ -106,13 +109,17 @@ def lock(host: Host, *, deadline: float | None = None) -> int:
 
 
 def homes(host: Host, addresses: list[PciAddress]) -> list[Home]:
-    """Return where devices are now, in the order in which they are to be lent.
+    """Return where devices are now, in the order in which they are to be lent."""
+    return [Home(*seen(host, address)[:3]) for address in leaving_order(addresses)]
+
+
+def leaving_order(addresses: Iterable[PciAddress]) -> list[PciAddress]:
+    """Return devices in the order in which they leave the host; they come back in the opposite one.
 
     The last function of a card comes first: audio, USB and USB-C functions are consumers of function 0
     (quirk_gpu_hda in the kernel's drivers/pci/quirks.c).
     """
-    ordered = sorted(addresses, key=lambda address: (*address[:3], -address.function))
-    return [Home(*seen(host, address)[:3]) for address in ordered]
+    return sorted(set(addresses), key=lambda address: (*address[:3], -address.function))
 
 
 def seen(host: Host, address: PciAddress) -> Seen:
@@ -321,19 +328,26 @@ def wait_for_orphans(host: Host) -> bool:
     """
     deadline = _STUCK_ORPHANS if host.names(STUCK_DIRECTORY) else _ORPHANS
     end = time.monotonic() + deadline
-    while is_left := _orphans(host):
-        if time.monotonic() >= end:
+    while left := orphans(host):
+        seconds = end - time.monotonic()
+        if seconds <= 0:
             break
-        time.sleep(0.02)
-    return not is_left
+        waiting.wait_for_end(left, seconds)
+    return not left
 
 
-def _orphans(host: Host) -> bool:
-    """Tell whether a child that makes accesses has lost its parent."""
+def has_orphans(host: Host) -> bool:
+    """Tell whether a child that makes accesses has lost its parent, and may still make its last one."""
+    return bool(orphans(host))
+
+
+def orphans(host: Host) -> list[int]:
+    """Return the processes that `has_orphans` is about."""
+    found = []
     for name in host.names("/proc"):
         made_by = first_parent(process_text(host, name, "comm")) if name.isdigit() else None
         # Everybody may call a process of his as he likes.
-        if made_by is None or not runs_as_root(host, name):
+        if made_by is None or not runs_as_root(host, name, (_PYTHON,)):
             continue
         # Fields after the name in brackets: the state, the parent, and as the twentieth the time of the start
         # in ticks since the boot. A zombie writes no more.
@@ -343,8 +357,8 @@ def _orphans(host: Host) -> bool:
             continue
         age = _uptime(host) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
         if age < _ORPHAN_AGE:
-            return True
-    return False
+            found.append(int(name))
+    return found
 
 
 def process_text(host: Host, process: str, name: str) -> str:
@@ -356,12 +370,20 @@ def process_text(host: Host, process: str, name: str) -> str:
     return content.decode("utf-8", "surrogateescape").strip()
 
 
-def runs_as_root(host: Host, process: str) -> bool:
-    """Tell whether root has started a process, rather than somebody else.
+def runs_as_root(host: Host, process: str, programs: tuple[str, ...]) -> bool:
+    """Tell whether root, and nobody else, runs one of some programs in a process.
 
-    All four user ids count, not only the effective one, whose is the directory in /proc: a user may give a
-    set-user-ID program any name and any arguments, and let it wait for his password.
+    A user may give a set-user-ID program any name and any arguments, and let it wait for his password. So all
+    four user ids count, not only the effective one, whose is the directory in /proc. Some programs make all
+    of them root's before they ask, such as sudo; so the file that is executed counts as well.
+
+    Args:
+        host: the host.
+        process: its number.
+        programs: how the names of their files begin.
     """
+    if not (host.link_name(f"/proc/{process}/exe") or "").startswith(programs):
+        return False
     for line in process_text(host, process, "status").splitlines():
         if line.startswith("Uid:"):
             return set(line.split()[1:]) <= {"0", str(os.geteuid())}
@@ -500,7 +522,8 @@ def _busy_after_a_while(host: Host, addresses: list[PciAddress]) -> FailedError 
             if time.monotonic() >= end:
                 what = f"{address} is still used by a running virtual machine"
                 return FailedError("in-use", what, "shut it down first")
-            time.sleep(0.05)
+            # Nobody tells of its last close.
+            time.sleep(waiting.OFTEN)
     return None
 
 

@@ -82,6 +82,11 @@ def over(host: Host, addresses: list[PciAddress]) -> list[Framebuffer]:
     return found
 
 
+def path(framebuffer: Framebuffer) -> str:
+    """Return where the platform device of a framebuffer is in sysfs."""
+    return f"{_DEVICES}/{framebuffer[1]}"
+
+
 def refuse_in_the_way(host: Host, addresses: list[PciAddress], *, hands_over: bool) -> None:
     """Refuse cards on which the firmware's framebuffer shows the host's console, unless it can be taken off.
 

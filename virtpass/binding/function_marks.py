@@ -61,11 +61,13 @@ def read(host: Host, address: PciAddress) -> Mark:
 def write(host: Host, address: PciAddress, mark: Mark) -> None:
     """Record what is about to be changed of a device; what is unchanged again has no file.
 
+    What is on record already is not written again: it can be put back where nothing can be written any more.
+
     Raises:
         VirtpassError: it could not be recorded, and must not happen.
     """
     lines = [*([_AUTOPROBE] if mark.had_autoprobe else []), *([f"{_MADE}{mark.made}"] if mark.made else [])]
-    if lines:
+    if lines and read(host, address) != mark:
         host.replace_own(DIRECTORY, str(address), "".join(f"{line}\n" for line in lines).encode(), _MODE)
-    else:
+    elif not lines:
         host.remove_own(DIRECTORY, str(address))

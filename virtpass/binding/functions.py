@@ -91,14 +91,24 @@ def refuse_other_card(host: Host, record: Record) -> None:
         )
 
 
-def writes(host: Host, before: PhysicalFunction, count: int) -> Writes:
+def writes(host: Host, before: PhysicalFunction, count: int, *, is_on_demand: bool = False) -> Writes:
     """Plan what is written until a device has a number of functions without drivers; nothing where it has.
+
+    Functions on demand that were not made as such are made anew, even if there are as many: whether the
+    device announces truly where they will be can only be told while it has none.
+
+    Args:
+        host: the host.
+        before: the device as it is.
+        count: how many it shall have.
+        is_on_demand: whether they go when nobody uses them any more.
 
     Raises:
         VirtpassError: the mark of the device cannot be read.
     """
     found: list[tuple[str, str]] = []
-    if count != before.number:
+    is_unproven = is_on_demand and count > 0 and function_marks.read(host, before.address).made != count
+    if count != before.number or is_unproven:
         # Without it, the drivers of the host would take the new ones, before anybody could set an override.
         if count and before.autoprobe:
             found.append((AUTOPROBE, "0"))
@@ -126,23 +136,32 @@ def change(host: Host, before: PhysicalFunction, count: int, *, is_on_demand: bo
         VirtpassError: nothing changed, because it could not be recorded.
     """
     address = before.address
-    planned = writes(host, before, count)
+    planned = writes(host, before, count, is_on_demand=is_on_demand)
     old = function_marks.read(host, address)
     mark = Mark(old.had_autoprobe or (AUTOPROBE, "0") in planned, count if is_on_demand else 0)
-    # Those that are to go stay marked until they are gone: whatever cuts this off, somebody removes them.
-    if count and mark != old:
-        function_marks.write(host, address, mark)
+    makes = count > 0 and (COUNT, str(count)) in planned
+    # Whatever cuts this off, the mark tells of the functions that are there: the old ones keep theirs until
+    # they are gone, and the new ones have theirs before they come.
+    first = Mark(mark.had_autoprobe, old.made) if makes and before.number else mark
+    if count and first != old:
+        function_marks.write(host, address, first)
+    empty = before
     try:
         for name, value in planned:
+            if before.number and makes and (name, value) == (COUNT, str(count)):
+                empty = physical_function(host, address) or before
+                if mark != first:
+                    function_marks.write(host, address, mark)
             _write(host, address, name, value)
         seen = physical_function(host, address)
         has = seen.number if seen else 0
         if has != count:
             raise FailedError("function-count", f"{address} has {counted(has)}, not {count}", _LOOK)
-        if seen and is_on_demand and count and before.expected(count) != seen.functions:
+        if seen and is_on_demand and makes and empty.expected(count) != seen.functions:
             raise FailedError(
                 "function-place",
-                f"the functions of {address} are not where it announces them, so none can be made on demand",
+                f"the functions of {address} are not where it announces them while it has none, so they"
+                " cannot be made on demand",
                 f"virtpass device functions {address} {count} --persistent",
             )
     except VirtpassError as error:
@@ -167,6 +186,9 @@ def _put_back(
             if seen.number:
                 _write(host, address, COUNT, "0")
             if before.number:
+                # Until then the new ones were marked, and nobody may remove the old ones for new ones.
+                had = mark.had_autoprobe or bool(before.autoprobe)
+                function_marks.write(host, address, Mark(had, mark.made))
                 _write(host, address, COUNT, str(before.number))
         if before.autoprobe and seen is not None and not seen.autoprobe:
             _write(host, address, AUTOPROBE, "1")

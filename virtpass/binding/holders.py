@@ -5,7 +5,7 @@ Imported by the hook: the imports here are on its allow-list.
 
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import FailedError
+from virtpass.system.errors import FailedError, one_line
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer
 
@@ -18,61 +18,84 @@ _HARMLESS = ("input/",)
 SYSTEMD = 1
 _LOGIND = "systemd-logind"
 
-# Seconds: of an attribute, and of one look at the memory maps of all processes.
+# Seconds: of an attribute, and of one look at all processes.
 _DEADLINE = 10.0
-_MAPS_DEADLINE = 5.0
+_LOOK_DEADLINE = 5.0
+
+# Of a block device, which has numbers of its own beside those of character devices.
+_BLOCK = ("DEVTYPE=disk", "DEVTYPE=partition")
 
 # How many are named in a message.
 _NAMED = 4
 
 
-def device_nodes(host: Host, address: PciAddress) -> set[str]:
-    """Return the device nodes that a device's driver made, such as ``/dev/dri/card0``."""
-    return {node for node in _nodes(host, sysfs.device_path(address)) if not node[5:].startswith(_HARMLESS)}
+def device_nodes(host: Host, address: PciAddress) -> dict[str, str]:
+    """Return the device nodes that a device's driver made, and those of the firmware's framebuffer over it.
+
+    Before Linux 6.9 that framebuffer is no child of the device, and its ``/dev/fb0`` or ``/dev/dri/card0`` is
+    the card's all the same.
+
+    Returns:
+        the number of each, such as ``c226:0``, by its path, such as ``/dev/dri/card0``.
+
+    Raises:
+        FailedError: a device does not answer.
+    """
+    # Not at the top: most stops of a domain need nothing of it.
+    from virtpass.binding import framebuffers
+
+    above = [sysfs.device_path(address)]
+    above += [framebuffers.path(one) for one in framebuffers.over(host, [address])]
+    found = [one for path in above for one in _nodes(host, path)]
+    return {node: number for node, number in found if not node[5:].startswith(_HARMLESS)}
+
+
+def nvidia_nodes(host: Host) -> dict[str, str]:
+    """Return the nodes of NVIDIA's own driver, as `device_nodes` does.
+
+    They are no children of a device; some are for all of its cards.
+    """
+    paths = [f"/dev/{name}" for name in host.names("/dev") if name.startswith("nvidia")]
+    numbers = {path: host.device_number(path) for path in paths}
+    return {path: f"c{number}" if number else "" for path, number in numbers.items()}
 
 
 def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str]]:
     """Return the processes that have a node of one of the devices open, or mapped into their memory.
 
-    Only what this user may see is found: all of it for root.
+    Only what this user may see is found: all of it for root. A process may have opened the device under
+    another path than the one that is returned, such as that of a container.
 
     Returns:
-        process id, name of the program, device node; one entry for each process, sorted.
+        process id, name of the program as it can be printed, device node; one entry for each process, sorted.
 
     Raises:
         FailedError: a device does not answer.
     """
-    nodes: set[str] = set()
+    nodes: dict[str, str] = {}
     for address in addresses:
-        nodes |= device_nodes(host, address)
+        nodes.update(device_nodes(host, address))
         if sysfs.driver(host, address) == sysfs.NVIDIA:
-            # Its own nodes are no children of the device; some are for all of its cards.
-            nodes |= {f"/dev/{name}" for name in host.names("/dev") if name.startswith("nvidia")}
+            nodes.update(nvidia_nodes(host))
     if not nodes:
         return []
-    found = {}
     processes = [name for name in host.names("/proc") if name.isdigit()]
-    for name in processes:
-        for descriptor in host.names(f"/proc/{name}/fd"):
-            target = host.link_target(f"/proc/{name}/fd/{descriptor}")
-            if target in nodes:
-                found[int(name)] = (host.read(f"/proc/{name}/comm") or "?", target)
-    # A mapping stays when the descriptor is closed. A process that hangs in the kernel, perhaps with another
-    # device, must not stop every start: `unseen` tells of it.
-    for name, node in host.mapped(processes, sorted(nodes), _MAPS_DEADLINE).items():
-        found.setdefault(int(name), (host.read(f"/proc/{name}/comm") or "?", node))
-    return [(process, *found[process]) for process in sorted(found)]
+    # A process that hangs in the kernel, perhaps with another device, must not stop every start: `unseen`
+    # tells of it.
+    found = host.using(processes, nodes, _LOOK_DEADLINE)
+    return sorted((int(process), _program(host, process), node) for process, node in found.items())
 
 
 def unseen(host: Host) -> str:
-    """Return a warning of processes whose memory maps the last look has not seen; empty for none."""
+    """Return a warning of processes at which the last look got no answer; empty for none."""
     numbers = sorted(host.unseen_processes, key=int)
-    names = [f"{host.read(f'/proc/{one}/comm') or '?'} (process {one})" for one in numbers[:_NAMED]]
+    names = [f"{_program(host, one)} (process {one})" for one in numbers[:_NAMED]]
     if not names:
         return ""
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return (
-        f"whether {', '.join(names)}{more} has a device mapped is not known: no answer about the memory maps"
+        f"whether {', '.join(names)}{more} has a device open or mapped is not known: no answer about its"
+        " files or its memory map"
     )
 
 
@@ -87,7 +110,12 @@ def named(found: list[tuple[int, str, str]]) -> str:
     return f"{names} and {len(own) - _NAMED} more" if len(own) > _NAMED else names
 
 
-def _nodes(host: Host, path: str) -> list[str]:
+def _program(host: Host, process: str) -> str:
+    """Return the name of a program; anybody may give himself one with control characters in it."""
+    return one_line(host.read(f"/proc/{process}/comm") or "?")
+
+
+def _nodes(host: Host, path: str) -> list[tuple[str, str]]:
     """Return the nodes of the devices below a directory, without crossing into other PCI devices."""
     found = []
     for name in host.subdirectories(path):
@@ -95,17 +123,26 @@ def _nodes(host: Host, path: str) -> list[str]:
         if name.count(":") == 2 and sysfs.parsed([name]):
             continue
         if host.exists(f"{below}/dev"):
-            found += _node(host, f"{below}/uevent")
+            found += _node(host, below)
         found += _nodes(host, below)
     return found
 
 
-def _node(host: Host, path: str) -> list[str]:
-    """Return the device node that a ``uevent`` names; some kernels wait for the device's lock there."""
+def _node(host: Host, path: str) -> list[tuple[str, str]]:
+    """Return path and number of the device node of a device, as its ``uevent`` and its ``dev`` say.
+
+    Some kernels wait for the device's lock at the former.
+    """
     try:
-        lines = host.read_attribute(path, _DEADLINE).splitlines()
+        lines = host.read_attribute(f"{path}/uevent", _DEADLINE).splitlines()
     except NoAnswer as error:
-        raise FailedError("no-answer", f"{path} cannot be read: a driver holds it") from error
+        raise FailedError("no-answer", f"{path}/uevent cannot be read: a driver holds it") from error
     except OSError:
         return []
-    return ["/dev/" + line[8:] for line in lines if line.startswith("DEVNAME=")]
+    number = host.read(f"{path}/dev")
+    kind = "b" if any(line in _BLOCK for line in lines) else "c"
+    return [
+        ("/dev/" + line[8:], f"{kind}{number}" if number else "")
+        for line in lines
+        if line.startswith("DEVNAME=")
+    ]

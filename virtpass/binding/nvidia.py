@@ -12,6 +12,7 @@ from virtpass.binding import engine
 from virtpass.binding.journal import Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
+from virtpass.system import waiting
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
@@ -22,6 +23,8 @@ DEADLINE = 30.0
 # Seconds for an rmmod to come to the kernel, which is the first thing that it does.
 _PROGRAM_DEADLINE = 5.0
 _MOVING = ("going", "coming")
+# What rmmod is a link to, where it is one: kmod nearly everywhere, busybox on Alpine.
+_RMMOD = ("kmod", "busybox", "rmmod")
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -114,15 +117,15 @@ def _wait_until_settled(host: Host, name: str) -> bool:
         whether the kernel has done with it. A program that may be about to unload it is waited for, no more:
         as long as it has not come to the kernel, the module is what the kernel says it is.
     """
-    began = time.monotonic()
-    while True:
-        waited = time.monotonic() - began
-        is_moving = host.read(f"/sys/module/{name}/initstate") in _MOVING
-        if not is_moving and (waited >= _PROGRAM_DEADLINE or not _is_being_removed(host, name)):
-            return True
-        if is_moving and waited >= DEADLINE:
+    end = time.monotonic() + _PROGRAM_DEADLINE
+
+    def is_settled() -> bool:
+        if host.read(f"/sys/module/{name}/initstate") in _MOVING:
             return False
-        time.sleep(0.02)
+        return time.monotonic() >= end or not _is_being_removed(host, name)
+
+    with waiting.Uevents() as uevents:
+        return uevents.wait_until(is_settled, DEADLINE)
 
 
 def _is_being_removed(host: Host, name: str) -> bool:
@@ -131,7 +134,7 @@ def _is_being_removed(host: Host, name: str) -> bool:
         if not process.isdigit() or engine.process_text(host, process, "comm") != "rmmod":
             continue
         words = engine.process_text(host, process, "cmdline").split("\0")
-        if name in words and engine.runs_as_root(host, process):
+        if name in words and engine.runs_as_root(host, process, _RMMOD):
             return True
     return False
 

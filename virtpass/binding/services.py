@@ -1,4 +1,4 @@
-"""Services of the system that are stopped for a hand-over, with what depends on them, and started again.
+"""Services that are stopped for a hand-over, with the units that depend on them, and started again.
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -27,7 +27,11 @@ _ASK_DEADLINE = 10.0
 # those that it names itself (UNIT_ATOM_PROPAGATE_STOP in systemd's src/core/unit-dependency-atom.c).
 # Versions that do not know one of them leave it out.
 _TAKEN = ("RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo")
+# What tells whether a unit can be started again, and after which others.
+_COMING = ("CanStart", "Transient", "FragmentPath", "After")
 _ACTIVE = frozenset(("active", "activating", "reloading"))
+# Units that can be started. A slice comes with what is in it; scopes and devices are made by others.
+_KINDS = frozenset(("service", "socket", "path", "timer", "mount", "automount", "swap", "target"))
 # Bytes of an answer: more than all units of a host have.
 _MOST_SAID = 4 << 20
 # How many are named in a message.
@@ -49,20 +53,51 @@ def stop(host: Host, journal: Journal, units: list[str], deadline: float) -> Non
     """
     if deadline <= 0:
         raise FailedError("service", f"no time is left to stop {', '.join(units)}")
-    # What depends on a service is recorded before it, and so started after it.
-    journal.add(*((UNIT, unit) for unit in (*reversed(taken_along(host, units)), *units)))
+    found, told = _taken(host, units)
+    along = [unit for unit, _ in found if _comes_back(unit, told[unit])]
+    # What is recorded first is started last.
+    started = _as_systemd_starts([*reversed(units), *along], told)
+    journal.add(*((UNIT, unit) for unit in reversed(started)))
     if host.run([SYSTEMCTL, "stop", "--", *units], deadline) != 0:
         what = f"{', '.join(units)} cannot be stopped"
         raise FailedError("service", what, f"look at: systemctl status {' '.join(units)}")
 
 
 def taken_along(host: Host, units: list[str]) -> list[str]:
-    """Return the active services that go down when others are stopped, each after those that it needs.
+    """Return the active units that go down when services are stopped, and come back, the nearest first.
 
     Raises:
         FailedError: systemd does not tell.
     """
-    return [unit for unit, _ in _taken(host, units) if owners.is_unit(unit)]
+    found, told = _taken(host, units)
+    return [unit for unit, _ in found if _comes_back(unit, told[unit])]
+
+
+def _comes_back(unit: str, values: dict[str, str]) -> bool:
+    """Tell whether a unit can be started again when it is down.
+
+    A transient one is gone then, and so is one without a file, such as a mount that somebody has made by
+    hand; some can be started by other units only. Versions of systemd leave out properties that they do not
+    know.
+    """
+    is_lasting = values.get("Transient") != "yes" and values.get("FragmentPath") != ""
+    return is_startable(unit) and is_lasting and values.get("CanStart") != "no"
+
+
+def _as_systemd_starts(units: list[str], told: dict[str, dict[str, str]]) -> list[str]:
+    """Sort units so that each comes after those that it names in After=, and else as they are.
+
+    systemd itself sorts only what it starts for one unit: those that a command names are begun one by one.
+    """
+    after = {unit: set(told[unit].get("After", "").split()) - {unit} for unit in units}
+    left, found = list(units), []
+    while left:
+        waiting = set(left)
+        # Where they wait for each other, somebody is the first.
+        unit = next((one for one in left if after[one].isdisjoint(waiting)), left[0])
+        left.remove(unit)
+        found.append(unit)
+    return found
 
 
 def refuse_to_take(host: Host, units: list[str], needed: frozenset[str]) -> None:
@@ -75,7 +110,7 @@ def refuse_to_take(host: Host, units: list[str], needed: frozenset[str]) -> None
         RefusedError: naming both.
         FailedError: systemd does not tell.
     """
-    for unit, cause in _taken(host, units):
+    for unit, cause in _taken(host, units)[0]:
         if unit in needed:
             raise RefusedError(
                 "needed-service",
@@ -84,8 +119,12 @@ def refuse_to_take(host: Host, units: list[str], needed: frozenset[str]) -> None
             )
 
 
-def _taken(host: Host, units: list[str]) -> list[tuple[str, str]]:
-    """Return the active units that go down with others, and with which of those, the nearest first.
+def _taken(host: Host, units: list[str]) -> tuple[list[tuple[str, str]], dict[str, dict[str, str]]]:
+    """Find the units that go down with others.
+
+    Returns:
+        the active ones, and with which of the others they go, the nearest first; and what systemd tells of
+        all that were asked about.
 
     Raises:
         FailedError: systemd does not tell.
@@ -93,12 +132,14 @@ def _taken(host: Host, units: list[str]) -> list[tuple[str, str]]:
     end = time.monotonic() + _ASK_DEADLINE
     causes = {unit: unit for unit in units}
     found: list[tuple[str, str]] = []
+    told: dict[str, dict[str, str]] = {}
     wanted = list(units)
     while wanted:
         below: list[str] = []
-        told = ask(host, [SYSTEMCTL], wanted, _TAKEN, end - time.monotonic())
-        for unit, values in zip(wanted, told, strict=True):
+        answers = ask(host, [SYSTEMCTL], wanted, (*_TAKEN, *_COMING), end - time.monotonic())
+        for unit, values in zip(wanted, answers, strict=True):
             name = values["Id"]
+            told[unit] = told[name] = values
             causes.setdefault(name, causes[unit])
             if unit not in units and name not in units and is_active(values):
                 found.append((name, causes[unit]))
@@ -108,7 +149,7 @@ def _taken(host: Host, units: list[str]) -> list[tuple[str, str]]:
                     causes[one] = causes[unit]
                     below.append(one)
         wanted = below
-    return found
+    return found, told
 
 
 def ask(
@@ -170,19 +211,28 @@ def host_is_stopping(host: Host) -> bool:
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:
-    """Start a service that was stopped.
+    """Start a unit that was stopped.
 
     Raises:
         FailedError: it does not start.
         ValueError: the record is none.
     """
     (unit,) = fields
-    if not owners.is_unit(unit):
-        raise ValueError("not the name of a service")
+    if not is_startable(unit):
+        raise ValueError("not the name of a unit that can be started")
     # Some have been started so often that systemd would refuse.
     host.run([SYSTEMCTL, "reset-failed", "--", unit], _START_DEADLINE)
-    if host.run([SYSTEMCTL, "start", "--", unit], _START_DEADLINE) != 0:
+    # A target alone: what went down with it is on record itself, and the rest of what it wants somebody may
+    # have stopped since.
+    alone = ["--job-mode=ignore-dependencies"] if unit.endswith(".target") else []
+    if host.run([SYSTEMCTL, "start", *alone, "--", unit], _START_DEADLINE) != 0:
         raise FailedError("service", f"{unit} does not start again", f"look at: systemctl status {unit}")
+
+
+def is_startable(name: str) -> bool:
+    """Tell whether a name can be that of a unit that can be started, and not an option."""
+    stem, _, kind = name.rpartition(".")
+    return kind in _KINDS and owners.is_unit(f"{stem}.service")
 
 
 UNDO = {UNIT: start_again}

@@ -56,6 +56,7 @@ MODULES = (
     "system/errors.py",
     "system/host.py",
     "system/program.py",
+    "system/waiting.py",
     "system/worker.py",
 )
 

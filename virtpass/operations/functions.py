@@ -7,7 +7,7 @@ from virtpass.binding.function_records import Record
 from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.pci.functions import PhysicalFunction, owner, physical_function
+from virtpass.pci.functions import COUNT, PhysicalFunction, owner, physical_function
 from virtpass.pci.mediated import mediated_devices
 from virtpass.system.errors import RefusedError, UsageError, VirtpassError
 from virtpass.system.host import Host
@@ -99,9 +99,12 @@ def plan_functions(
     if persistent or on_demand:
         seen = sysfs.identity(host, address)
         record = Record(address, seen, count, is_on_demand=on_demand) if count else None
-    if count != before.number:
+    planned = functions.writes(host, before, count, is_on_demand=on_demand)
+    if any(name == COUNT for name, _ in planned):
         _refuse_unchangeable(host, before)
-    return FunctionsPlan(before, count, functions.writes(host, before, count), recorded, record)
+        if count == before.number:
+            _refuse_bound(host, before)
+    return FunctionsPlan(before, count, planned, recorded, record)
 
 
 def set_functions(
@@ -202,6 +205,22 @@ def _refuse_unchangeable(host: Host, device: PhysicalFunction) -> None:
                 "mediated-in-use",
                 f"the mediated device {mediated.uuid} is made of {mediated.parent}",
                 f"virtpass mdev remove {mediated.uuid}",
+            )
+
+
+def _refuse_bound(host: Host, device: PhysicalFunction) -> None:
+    """Refuse to make the same number of functions anew where a driver has one: nobody has asked to lose it.
+
+    Raises:
+        RefusedError: naming the function and its driver.
+    """
+    for address in device.functions:
+        if (driver := sysfs.driver(host, address)) is not None:
+            raise RefusedError(
+                "functions-made",
+                f"{device.address} has {functions.counted(device.number)} already, and {address} is bound to"
+                f" {driver}; to be made on demand they have to go first",
+                f"virtpass device functions {device.address} 0, then ask again",
             )
 
 

@@ -150,8 +150,11 @@ def _desktop(host: Host, lent: list[PciAddress], wait: float) -> list[RehearsedS
         more = f", and with {'it' if len(units) == 1 else 'them'} {', '.join(along)}" if along else ""
         found.append(RehearsedStep(f"stop {', '.join(units)}{more}", services.STOP_DEADLINE))
     for user in listeners:
-        names = ", ".join(audio.running(host, user))
-        found.append(RehearsedStep(f"stop {names} of user {user}", audio.DEADLINE))
+        if audio.may_ask(user):
+            text = f"stop {', '.join(audio.running(host, user))} of user {user}"
+        else:
+            text = f"stop the sound servers of user {user} (cannot tell without root which ones run)"
+        found.append(RehearsedStep(text, audio.DEADLINE))
     if sessions:
         text = f"end session {', '.join(sessions)}: what is not saved in it is lost"
         found.append(RehearsedStep(text, display.SESSION_DEADLINE, is_undone=False))

@@ -4,7 +4,7 @@ import grp
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from virtpass.system.recorded import (
 from virtpass.system.recorded_libvirt import connect
 
 _LIBVIRT_DEADLINE = 5.0
-_MAPS_DEADLINE = 5.0
+_LOOK_DEADLINE = 5.0
 # Where users begin, and who is nobody.
 _FIRST_USER, _NOBODY = 1000, 65534
 _COMMON_NAMES = "localhost localdomain linux root host guest virtpass libvirt qemu kvm vfio amd intel nvidia"
@@ -200,19 +200,19 @@ def _answers(host: Host, collected: Collected, libvirt: RecordedLibvirt) -> Answ
         {path: number for path, number in numbers.items() if number is not None},
         frozenset(filter(host.is_claimed, disks)),
         frozenset(filter(host.device_node_is_busy, groups)),
-        _mapped(host, collected.nodes),
+        _using(host, collected.nodes),
         _programs(host, libvirt),
     )
 
 
-def _mapped(host: Host, nodes: tuple[str, ...]) -> dict[str, frozenset[str]]:
+def _using(host: Host, nodes: Mapping[str, str]) -> dict[str, frozenset[str]]:
     processes = [name for name in host.names("/proc") if name.isdigit()]
     if not nodes:
         return {}
-    some = sorted(host.mapped(processes, list(nodes), _MAPS_DEADLINE))
+    some = sorted(host.using(processes, dict(nodes), _LOOK_DEADLINE))
     if not some:
         return {}
-    found = {node: frozenset(host.mapped(some, [node], _MAPS_DEADLINE)) for node in nodes}
+    found = {node: frozenset(host.using(some, {node: nodes[node]}, _LOOK_DEADLINE)) for node in nodes}
     return {node: holding for node, holding in found.items() if holding}
 
 

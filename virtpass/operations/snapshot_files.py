@@ -3,11 +3,12 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from virtpass.binding.holders import device_nodes
+from virtpass.binding import framebuffers
+from virtpass.binding.holders import device_nodes, nvidia_nodes
 from virtpass.binding.journal import journals, read_journal
 from virtpass.pci.address import PciAddress
 from virtpass.pci.sysfs import parsed
@@ -312,13 +313,13 @@ class Collected:
         entries: the tree, not masked yet.
         unreadable: files that are there, and that this user may not read; they are in the tree, empty.
         left_out: the same, and what did not answer, for people.
-        nodes: device nodes of PCI devices.
+        nodes: numbers of device nodes of PCI devices, by their paths.
     """
 
     entries: tuple[Entry, ...]
     unreadable: tuple[str, ...]
     left_out: tuple[str, ...]
-    nodes: tuple[str, ...]
+    nodes: Mapping[str, str]
 
 
 def collect(host: Host) -> Collected:
@@ -332,7 +333,7 @@ class _Collector:
         self._entries: dict[str, Entry] = {}
         self._unreadable: list[str] = []
         self._left_out: list[str] = []
-        self._nodes: set[str] = set()
+        self._nodes: dict[str, str] = {}
 
     def collect(self) -> Collected:
         for row, keep in TABLE:
@@ -346,7 +347,7 @@ class _Collector:
             tuple(self._entries.values()),
             tuple(self._unreadable),
             tuple(dict.fromkeys(self._left_out)),
-            tuple(sorted(self._nodes)),
+            dict(sorted(self._nodes.items())),
         )
 
     def _matching(self, directory: str, parts: list[str]) -> Iterator[str]:
@@ -456,15 +457,17 @@ class _Collector:
         for name in host.names("/sys/bus/pci/devices"):
             for address in parsed([name]):
                 self._add_nodes_below(host.real_path(f"/sys/bus/pci/devices/{name}"))
+                for one in framebuffers.over(host, [address]):
+                    self._add_nodes_below(host.real_path(framebuffers.path(one)))
                 self._nodes |= self._nodes_of(address)
-        self._nodes |= {f"/dev/{name}" for name in host.names("/dev") if name.startswith("nvidia")}
+        self._nodes |= nvidia_nodes(host)
 
-    def _nodes_of(self, address: PciAddress) -> set[str]:
+    def _nodes_of(self, address: PciAddress) -> dict[str, str]:
         try:
             return device_nodes(self._host, address)
         except VirtpassError as error:
             self._left_out.append(error.what)
-            return set()
+            return {}
 
     def _add_nodes_below(self, path: str) -> None:
         for name in self._host.subdirectories(path):
@@ -489,9 +492,9 @@ class _Collector:
         """Add those that hold a device, that the records name, and that run a domain."""
         host = self._host
         numbers = [name for name in host.names("/proc") if name.isdigit()]
-        known = set(host.mapped(numbers, sorted(self._nodes), _DEADLINE)) if self._nodes else set()
-        for number in numbers:
-            known |= {number} if self._add_descriptors(number) else set()
+        known = set(host.using(numbers, self._nodes, _DEADLINE)) if self._nodes else set()
+        for number in sorted(known):
+            self._add_descriptors(number)
         known |= {host.read(f"/run/libvirt/qemu/{name}") or "" for name in host.names("/run/libvirt/qemu")}
         known |= set(self._starters())
         for number in known & set(numbers):
@@ -499,17 +502,14 @@ class _Collector:
                 if host.exists(f"/proc/{number}/{name}"):
                     self._add(f"/proc/{number}/{name}", _whole)
 
-    def _add_descriptors(self, number: str) -> bool:
-        """Add the descriptors of a process that are nodes of PCI devices; tell whether it has any."""
+    def _add_descriptors(self, number: str) -> None:
+        """Add the descriptors of a process that have the path of a node of a PCI device."""
         directory = f"/proc/{number}/fd"
-        has_any = False
         for name in self._host.names(directory):
             target = self._host.link_target(f"{directory}/{name}")
             if target in self._nodes:
                 path = f"{directory}/{name}"
                 self._entries[path] = Entry(path, target=target)
-                has_any = True
-        return has_any
 
     def _starters(self) -> Iterable[str]:
         for uuid in journals(self._host):

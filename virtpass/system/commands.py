@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 
+from virtpass.system import waiting
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
 
@@ -16,7 +17,6 @@ _MARK = "VIRTPASS_COMMAND"
 # Enough to see why a program failed.
 _TAIL = 16384
 _GRACE = 10.0
-_PAUSE = 0.05
 _UMASK = 0o022
 
 
@@ -111,8 +111,8 @@ def end_marked(text: str) -> bool:
         for process in found:
             _send(process, number)
         end = time.monotonic() + _GRACE
-        while (found := _marked(text)) and time.monotonic() < end:
-            time.sleep(_PAUSE)
+        while (found := _marked(text)) and (left := end - time.monotonic()) > 0:
+            waiting.wait_for_end(found, left)
     return was_there
 
 

@@ -4,14 +4,14 @@ Imported by the hook: the imports here are on its allow-list.
 """
 
 import errno
-import fcntl
 import os
 import select
 import stat
 import time
 
+from virtpass.system import waiting
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
-from virtpass.system.worker import NoAnswer, Worker
+from virtpass.system.worker import NoAnswer, Node, Worker
 
 _MAX_READ = 1 << 20
 # Of files of our own: more than any is let grow to.
@@ -32,10 +32,11 @@ _OPEN_DEADLINE = 10.0
 # How a node refuses to be opened that nobody uses, or that this user may not ask about. Any other answer,
 # such as that of a driver which fails, does not say that it is free.
 _FREE = frozenset((errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EACCES, errno.EPERM))
-# Processes in one request to the child, and the seconds that it gets: one whose memory map stays locked keeps
-# the others of its request from being asked, which is then made good one by one.
+# Processes and nodes in one request to the child, and the seconds that it gets: a process that does not
+# answer keeps the others of its request from being asked, which is then made good one by one.
 _AT_ONCE = 64
-_MAPS_DEADLINE = 0.5
+_NODES_AT_ONCE = 256
+_SEARCH_DEADLINE = 0.5
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
@@ -51,7 +52,7 @@ class Host:
         root: directory below which the host's files lie; ``/`` for the machine itself.
 
     Attributes:
-        unseen_processes: numbers of those whose memory maps could not be looked at the last time (`mapped`).
+        unseen_processes: numbers of those that could not be looked at the last time (`using`).
 
     All paths that the methods take are absolute paths as the host itself sees them. Reading methods return
     None (or an empty list) for what is missing or unreadable: sysfs attributes come and go with drivers.
@@ -202,25 +203,42 @@ class Host:
         """Tell whether a write to an attribute was made here that has not come back: it may still happen."""
         return path in self._unanswered
 
-    def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
-        """Return which processes have device nodes mapped, with one node for each.
+    def using(self, processes: list[str], nodes: dict[str, str], deadline: float) -> dict[str, str]:
+        """Return which processes have device nodes open, or mapped into their memory, with one node for each.
 
-        A process that is stuck with its memory map locked answers nobody. It is not asked again, and is one
-        of `unseen_processes`, as those are for which no time was left.
+        What a descriptor or a mapping is, is known by its device number, under whichever path it was opened.
+
+        A process about which there is no answer (its memory map is locked, or it has a file of a server that
+        is gone) is not asked about again, and is one of `unseen_processes`, as those are for which no time
+        was left. Of the latter, whoever has the path of a node open counts as well.
 
         Args:
             processes: their numbers; those that this user may not ask are left out.
-            nodes: paths of device nodes.
+            nodes: numbers of device nodes (``c226:0``) by their paths; one without number is not looked for.
             deadline: seconds for all of them.
         """
         end = time.monotonic() + deadline
-        found: list[str] = []
+        wanted = [Node(number, self._place(path, number), path) for path, number in nodes.items() if number]
+        found: dict[str, str] = {}
         self.unseen_processes = self._silent_processes & set(processes)
-        asked = [one for one in processes if one not in self._silent_processes]
-        requests = [asked[first : first + _AT_ONCE] for first in range(0, len(asked), _AT_ONCE)]
+        for first in range(0, len(wanted), _NODES_AT_ONCE):
+            some = wanted[first : first + _NODES_AT_ONCE]
+            asked = [one for one in processes if one not in self._silent_processes and one not in found]
+            for number, which in self._search(asked, some, end):
+                found[number] = some[which][2]
+        for number in self.unseen_processes - self._silent_processes - set(found):
+            links = (self.link_target(f"/proc/{number}/fd/{one}") for one in self.names(f"/proc/{number}/fd"))
+            found.update((number, path) for path in links if path in nodes)
+        self.unseen_processes -= set(found)
+        return found
+
+    def _search(self, processes: list[str], nodes: list[Node], end: float) -> list[tuple[str, int]]:
+        """Return which processes use which of some nodes; whoever could not be asked is unseen."""
+        found: list[str] = []
+        requests = [processes[first : first + _AT_ONCE] for first in range(0, len(processes), _AT_ONCE)]
         # Grows while it is gone through: those beside a silent one have their turn when all others had it.
         for some in requests:
-            left = min(end - time.monotonic(), _MAPS_DEADLINE)
+            left = min(end - time.monotonic(), _SEARCH_DEADLINE)
             if left <= 0:
                 self.unseen_processes.update(some)
                 continue
@@ -232,7 +250,18 @@ class Host:
                     continue
                 self.unseen_processes.update(some)
                 self._silent_processes.update(some)
-        return {number: node for number, _, node in (line.partition(" ") for line in found)}
+        return [(number, int(which)) for number, _, which in (line.partition(" ") for line in found)]
+
+    def _place(self, path: str, number: str) -> str:
+        """Return where a device node is, as ``maps`` says it; empty unless it is the one of that number."""
+        try:
+            state = os.lstat(self.path(path))
+        except OSError:
+            return ""
+        kind = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}.get(stat.S_IFMT(state.st_mode), "")
+        if number != f"{kind}{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}":
+            return ""
+        return f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
 
     def is_claimed(self, path: str) -> bool:
         """Tell whether somebody uses a block device for himself alone; False when this user may not ask.
@@ -530,21 +559,14 @@ class Host:
             raise _explained(error, f"{directory}/{name}") from error
         finally:
             os.close(parent)
-        end = time.monotonic() + deadline
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    os.close(descriptor)
-                    raise FailedError(
-                        "locked",
-                        f"another virtpass command holds {directory}/{name} for more than {deadline:.0f} s",
-                        "wait for it, or look for it with: fuser -v " + f"{directory}/{name}",
-                    ) from None
-                time.sleep(0.02)
-            else:
-                return descriptor
+        if waiting.lock(descriptor, deadline):
+            return descriptor
+        os.close(descriptor)
+        raise FailedError(
+            "locked",
+            f"another virtpass command holds {directory}/{name} for more than {deadline:.0f} s",
+            "wait for it, or look for it with: fuser -v " + f"{directory}/{name}",
+        )
 
 
 def _is_own(state: os.stat_result) -> bool:

@@ -20,7 +20,7 @@ class Answers:
         device_numbers: ``major:minor`` of device nodes, by path.
         claimed: disks that somebody uses for himself alone.
         busy: VFIO groups that are open, by their nodes.
-        mapped: processes that have a device node mapped, by its path.
+        mapped: processes that have a device node mapped, or open under whichever path, by its own path.
         programs: exit status and output of programs, by their arguments.
     """
 
@@ -128,10 +128,15 @@ class RecordedHost(Host):
     def device_node_is_busy(self, path: str) -> bool:
         return path in self._answers.busy
 
-    def mapped(self, processes: list[str], nodes: list[str], deadline: float) -> dict[str, str]:
+    def using(self, processes: list[str], nodes: dict[str, str], deadline: float) -> dict[str, str]:
         self.unseen_processes = set()
         there = set(processes)
         found: dict[str, str] = {}
+        for process in processes:
+            links = (
+                self.link_target(f"/proc/{process}/fd/{one}") for one in self.names(f"/proc/{process}/fd")
+            )
+            found.update((process, path) for path in links if path in nodes)
         for node in nodes:
             for process in self._answers.mapped.get(node, frozenset()) & there:
                 found.setdefault(process, node)

@@ -1,0 +1,380 @@
+"""Who uses a device, asked of real processes: what they have open counts, not how it is called.
+
+Files of the kernel stand for the nodes of a card: a character device is one, whatever drives it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.simulation import CARD, DISK, SimulatedHost, desktop
+from virtpass.binding import holders, safety
+from virtpass.pci.address import PciAddress
+from virtpass.system.errors import RefusedError
+from virtpass.system.host import Host
+from virtpass.system.worker import Node, Worker, _remote_mounts, _Wanted
+
+FULL, ZERO = "/dev/full", "/dev/zero"
+NODES = {FULL: "c1:7", ZERO: "c1:5"}
+# In a mount namespace of its own; the words after it are run there.
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-euc")
+WAITS = "import sys; print(flush=True); sys.stdin.read()"
+
+Begin = Callable[..., str]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Begin a process of Python, perhaps through another program, and return its number when it waits."""
+    running = []
+
+    def start(code: str, *before: str) -> str:
+        command = [*before, sys.executable, "-c", f"{code}\n{WAITS}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        return str(process.pid)
+
+    yield start
+    for process in running:
+        process.communicate(b"", timeout=30)
+
+
+def in_own_mounts(begin: Begin, setup: str, code: str) -> str:
+    """Begin a process with mounts of its own, as any user can."""
+    if subprocess.run([*OWN_MOUNTS, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("nobody may have mounts of his own on this machine")
+    return begin(code, *OWN_MOUNTS, f'{setup}; exec "$@"', "sh")
+
+
+def using(*processes: str) -> dict[str, str]:
+    return Host().using(list(processes), NODES, 5.0)
+
+
+def mapping(path: str, how: str = "MAP_SHARED") -> str:
+    """Return code that maps a file, and leaves no descriptor of it open."""
+    return (
+        f"import mmap, os; f = os.open({path!r}, os.O_RDWR)\n"
+        f"m = mmap.mmap(f, 4096, mmap.{how}, mmap.PROT_READ); os.closerange(3, 64)"
+    )
+
+
+def test_who_has_a_node_open_uses_it(begin: Begin) -> None:
+    holder = begin(f"f = open({FULL!r})")
+    assert using("1", holder, "4194304") == {holder: FULL}
+
+
+def test_other_devices_are_none(begin: Begin) -> None:
+    assert using(begin("f = open('/dev/null'); g = open('/dev/urandom')")) == {}
+
+
+# fakes: all of these have the path of a node, and none has a device
+
+
+def test_a_file_with_the_path_of_a_node_is_none(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x" * 4096)
+    setup = f"mount --bind {tmp_path}/file {FULL}"
+    fake = in_own_mounts(begin, setup, f"f = open({FULL!r})")
+    assert os.readlink(f"/proc/{fake}/fd/3") == FULL
+    assert using(fake) == {}
+
+
+def test_a_mapped_file_with_the_path_of_a_node_is_none(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x" * 4096)
+    fake = in_own_mounts(begin, f"mount --bind {tmp_path}/file {FULL}", mapping(FULL))
+    assert f" {FULL}\n" in Path(f"/proc/{fake}/maps").read_text()
+    assert using(fake) == {}
+
+
+@pytest.mark.parametrize("end", [f" {FULL}", f"\n7f00-7f10 rw-s 00000000 00:06 6 {FULL}"])
+def test_a_mapped_file_whose_name_ends_like_a_line_of_a_node_is_none(
+    begin: Begin, tmp_path: Path, end: str
+) -> None:
+    path = f"{tmp_path}/x{end}"
+    os.makedirs(os.path.dirname(path))
+    Path(path).write_text("x" * 4096)
+    fake = begin(mapping(path))
+    assert f" {FULL}\n" in Path(f"/proc/{fake}/maps").read_text()
+    assert using(fake) == {}
+
+
+def test_a_device_under_the_path_of_a_node_is_what_it_is(begin: Begin) -> None:
+    """The other way round: the path says full, and it is zero."""
+    other = in_own_mounts(begin, f"mount --bind {ZERO} {FULL}", f"f = open({FULL!r})")
+    assert using(other) == {other: ZERO}
+
+
+# the node under another path, as in a container
+
+
+def mknod(path: Path, kind: int = stat.S_IFCHR, number: tuple[int, int] = (1, 5)) -> str:
+    """Make a device node, where the tests may do that and the file system lets it be opened."""
+    try:
+        os.mknod(path, 0o600 | kind, os.makedev(*number))
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError:
+        pytest.skip("device nodes cannot be made here")
+    return os.fspath(path)
+
+
+def test_a_node_made_elsewhere_is_the_device(begin: Begin, tmp_path: Path) -> None:
+    holder = begin(f"f = open({mknod(tmp_path / 'x')!r})")
+    assert using(holder) == {holder: ZERO}
+
+
+def test_a_node_that_was_mounted_elsewhere_is_the_device(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    holder = in_own_mounts(begin, f"mount --bind {FULL} {tmp_path}/x", f"f = open('{tmp_path}/x')")
+    assert using(holder) == {holder: FULL}
+
+
+def test_a_node_that_is_gone_is_the_device_still(begin: Begin, tmp_path: Path) -> None:
+    path = mknod(tmp_path / "x")
+    holder = begin(f"f = open({path!r})")
+    os.unlink(path)
+    assert using(holder) == {holder: ZERO}
+
+
+# mappings
+
+
+def test_who_has_a_node_mapped_uses_it(begin: Begin) -> None:
+    holder = begin(mapping(ZERO, "MAP_PRIVATE"))
+    assert using(holder) == {holder: ZERO}
+
+
+def test_a_mapped_node_that_was_made_elsewhere_is_the_device(begin: Begin, tmp_path: Path) -> None:
+    loop = mknod(tmp_path / "x", stat.S_IFBLK, (7, 0))
+    holder = begin(mapping(loop))
+    nodes = {"/dev/loop0": "b7:0"}
+    assert Host().using([holder], nodes, 5.0) == {holder: "/dev/loop0"}
+    # Block devices have numbers of their own.
+    assert Host().using([holder], {"/dev/vcs": "c7:0"}, 5.0) == {}
+
+
+# who does not answer
+
+
+class Silent(Worker):
+    """A child that gets no answer about some processes."""
+
+    silent: frozenset[str] = frozenset()
+
+    def search(self, directory: str, processes: list[str], nodes: list[Node], deadline: float) -> list[str]:
+        if self.silent & set(processes):
+            raise TimeoutError
+        return super().search(directory, processes, nodes, deadline)
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Host]:
+    """Return a host on which there is no answer about some processes, or no time."""
+
+    def build(*silent: str) -> Host:
+        monkeypatch.setattr(Silent, "silent", frozenset(silent))
+        monkeypatch.setattr("virtpass.system.host.Worker", Silent)
+        return Host()
+
+    return build
+
+
+def test_who_does_not_answer_hides_nobody(begin: Begin, busy: Callable[..., Host]) -> None:
+    fake, holder = begin(f"f = open({FULL!r})"), begin(f"f = open({FULL!r})")
+    host = busy(fake)
+    assert host.using([fake, holder], NODES, 5.0) == {holder: FULL}
+    assert host.unseen_processes == {fake}
+
+
+def test_without_time_the_path_of_a_node_counts(begin: Begin, busy: Callable[..., Host]) -> None:
+    holder, other = begin(f"f = open({FULL!r})"), begin("")
+    host = busy()
+    assert host.using([holder, other], NODES, 0.0) == {holder: FULL}
+    assert host.unseen_processes == {other}
+
+
+def test_many_processes_and_nodes_are_all_asked(begin: Begin) -> None:
+    holder = begin(f"f = open({FULL!r})")
+    many = {f"/dev/none{number}": f"c250:{number}" for number in range(1000)}
+    numbers = [str(4194304 + number) for number in range(500)]
+    found = Host().using([*numbers, holder, *numbers], {**many, **NODES}, 5.0)
+    assert found == {holder: FULL}
+
+
+# file servers that are gone
+
+
+MOUNTS = (
+    b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
+    b"30 22 0:50 / /mnt/a\\040b rw - nfs4 server:/x rw\n"
+    b"31 22 0:51 / /run/user/1000/doc rw,nosuid,nodev - fuse.portal portal rw\n"
+    b"32 30 0:6 /dri/card0 /mnt/a\\040b/node rw - devtmpfs udev rw\n"
+    b"33 22 0:6 /dri/card0 /srv rw - devtmpfs udev rw\n"
+    b"34 33 0:52 / /srv rw - fuse.x x rw\n"
+)
+
+
+def wanted(directory: Path, mounts: bytes) -> _Wanted:
+    (directory / "self" / "ns").mkdir(parents=True)
+    (directory / "self" / "mountinfo").write_bytes(mounts)
+    os.symlink("mnt:[1]", directory / "self" / "ns" / "mnt")
+    return _Wanted(os.fsencode(directory), [(b"c1:7", b"-", b"/dev/full")])
+
+
+def a_process(directory: Path, number: int, *links: str, mounts: str = "mnt:[1]") -> bytes:
+    path = directory / str(number)
+    (path / "ns").mkdir(parents=True)
+    (path / "fd").mkdir()
+    os.symlink(mounts, path / "ns" / "mnt")
+    for which, link in enumerate(links):
+        os.symlink(link, path / "fd" / str(which))
+    return os.fsencode(path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which files are asked what they are."""
+    found: list[str] = []
+
+    def number(path: bytes) -> bytes:
+        found.append(os.fsdecode(os.readlink(path)))
+        return b"c1:7" if found[-1] == "/dev/full" else b""
+
+    monkeypatch.setattr("virtpass.system.worker._number", number)
+    return found
+
+
+def test_files_of_servers_are_not_asked(tmp_path: Path, asked: list[str]) -> None:
+    """One that is gone would answer nobody, and hide what else the process has open."""
+    remote = ("/mnt/a b/x", "/run/user/1000/doc/by-app (deleted)")
+    local = ("/home/x", "/mnt/a b/node", "/srv", "/run/user/1000/doc2")
+    links = (*remote, *local, "socket:[7]", "anon_inode:[eventfd]")
+    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links)) is None
+    assert sorted(asked) == sorted(local)
+
+
+def test_in_mounts_of_others_all_files_are_asked(tmp_path: Path, asked: list[str]) -> None:
+    links = ("/mnt/a b/x", "/home/x", "socket:[7]")
+    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links, mounts="mnt:[2]")) is None
+    assert sorted(asked) == ["/home/x", "/mnt/a b/x"]
+
+
+def test_what_is_called_like_a_node_is_asked_first(tmp_path: Path, asked: list[str]) -> None:
+    links = ("/home/a", "/home/b", "/dev/full", "/home/c")
+    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links, mounts="mnt:[2]")) == 0
+    assert asked == ["/dev/full"]
+
+
+def test_mappings_of_servers_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def number(path: bytes) -> bytes:
+        asked.append(path)
+        return b""
+
+    monkeypatch.setattr("virtpass.system.worker._number", number)
+    process = a_process(tmp_path, 7)
+    (tmp_path / "7" / "maps").write_text(
+        "00400000-00401000 rw-s 00000000 00:32 9 /mnt/a b/x\n"
+        "00401000-00402000 r-xp 00000000 08:01 9 /usr/bin/x\n"
+        "00402000-00403000 rw-s 00000000 08:01 8 /usr/bin/x\n"
+        "00403000-00404000 rw-s 00001000 08:01 8 /usr/bin/x\n"
+        "00404000-00405000 rw-p 00000000 00:00 0 [heap]\n"
+    )
+    looked = wanted(tmp_path, MOUNTS)
+    assert looked.used_by(process) is None
+    # Each file once.
+    assert asked == [process + b"/map_files/402000-403000"]
+    assert looked.used_by(process) is None
+    assert len(asked) == 1
+
+
+def test_without_file_servers_nothing_is_remembered(tmp_path: Path) -> None:
+    (tmp_path / "mountinfo").write_bytes(MOUNTS.splitlines(keepends=True)[0])
+    assert _remote_mounts(os.fsencode(tmp_path / "mountinfo")) == ({}, frozenset())
+    assert _remote_mounts(os.fsencode(tmp_path / "none")) == ({}, frozenset())
+
+
+words = st.text("0123456789abcdef:- \n/", max_size=9).map(str.encode)
+line = st.binary(max_size=60) | st.lists(words | st.just(b"rw-s"), max_size=8).map(b" ".join)
+# As the kernel writes one, but for the numbers.
+mapped = st.builds(b"%s-%s rw-s 0 %s:%s %s x".__mod__, st.tuples(*[words] * 5))
+mounted = st.builds(b"1 1 %s:%s / /%s rw - nfs x rw".__mod__, st.tuples(*[words] * 3))
+
+
+@given(maps=st.lists(line | mapped | mounted, max_size=6).map(b"\n".join))
+def test_whatever_maps_say_ends_in_an_answer(tmp_path_factory: pytest.TempPathFactory, maps: bytes) -> None:
+    directory = tmp_path_factory.mktemp("proc")
+    process = a_process(directory, 7)
+    (directory / "7" / "maps").write_bytes(maps)
+    assert wanted(directory, maps).used_by(process) is None
+
+
+# the host's side: from sysfs to the message
+
+
+class Machine(SimulatedHost):
+    """A simulated host on which real processes run, with a card whose node is that of full."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(desktop(root).root)
+        self.running: list[str] = []
+        self.add_node(CARD, "drm/card0", "1:7", "DEVNAME=full\nDEVTYPE=drm_minor\n")
+
+    def add_node(self, address: PciAddress, name: str, number: str, event: str) -> None:
+        self.put(f"/sys/bus/pci/devices/{address}/{name}/dev", f"{number}\n")
+        self.put(f"/sys/bus/pci/devices/{address}/{name}/uevent", event)
+
+    def names(self, path: str) -> list[str]:
+        return self.running if path == "/proc" else super().names(path)
+
+    def using(self, processes: list[str], nodes: dict[str, str], deadline: float) -> dict[str, str]:
+        return Host().using(processes, nodes, deadline)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(os.fspath(tmp_path / "machine"))
+
+
+def test_a_fake_blocks_no_start_and_a_holder_does(begin: Begin, machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    fake = in_own_mounts(begin, f"mount --bind {tmp_path}/file {FULL}", f"f = open({FULL!r})")
+    machine.running = [fake]
+    safety.refuse_in_use(machine, [CARD])
+    holder = in_own_mounts(begin, f"mount --bind {FULL} {tmp_path}/file", f"f = open('{tmp_path}/file')")
+    machine.running = [fake, holder]
+    machine.put(f"/proc/{holder}/comm", "game\x1b[2J\n")
+    with pytest.raises(RefusedError) as error:
+        safety.refuse_in_use(machine, [CARD])
+    assert error.value.what == f"the device is in use by game\\x1b[2J (process {holder}, {FULL})"
+    assert holders.holders(machine, [CARD])[0][1].isprintable()
+
+
+def test_disks_are_block_devices(machine: Machine) -> None:
+    machine.add_node(DISK, "nvme/nvme0", "240:0", "DEVNAME=nvme0\n")
+    machine.add_node(DISK, "nvme/nvme0/nvme0n1", "259:0", "DEVNAME=nvme0n1\nDEVTYPE=disk\n")
+    machine.add_node(DISK, "nvme/nvme0/nvme0n1/nvme0n1p1", "259:1", "DEVTYPE=partition\nDEVNAME=nvme0n1p1\n")
+    assert holders.device_nodes(machine, DISK) == {
+        "/dev/nvme0": "c240:0",
+        "/dev/nvme0n1": "b259:0",
+        "/dev/nvme0n1p1": "b259:1",
+    }
+
+
+def test_nodes_of_nvidia_have_their_numbers_from_dev(machine: Machine) -> None:
+    machine.put("/dev/nvidia0")
+    machine.put("/dev/nvidia-caps/nvidia-cap1")
+    machine.numbers["/dev/nvidia0"] = "195:0"
+    assert holders.nvidia_nodes(machine) == {"/dev/nvidia0": "c195:0", "/dev/nvidia-caps": ""}
+    # One without number, such as a directory, is nobody's.
+    assert Host().using([str(os.getpid())], {"/dev/nvidia-caps": ""}, 5.0) == {}
