@@ -96,8 +96,8 @@ def ways(functions: Sequence[str], hook: str, domain: str, xml: str) -> dict[str
             lambda: run([hook, domain, "release", "end", "-"], xml),
         ),
         "device": (
-            each(functions, ["virtpass", "device", "detach"]),
-            each(back, ["virtpass", "device", "reattach"]),
+            lambda: run(["virtpass", "device", "detach", *functions]),
+            lambda: run(["virtpass", "device", "reattach", *back]),
         ),
     }
 

@@ -301,7 +301,12 @@ def test_node_devices_are_detached_reset_and_reattached(machine: Machine, before
     virtpass(machine, "device", "reattach", topology.NVME).check()
     assert machine.state() == before
     assert "already" in virtpass(machine, "device", "reattach", topology.NVME).check().error_text
-    assert virtpass(machine, "device", "detach", topology.BOOT_DISK).status == 4
+    virtpass(machine, "device", "detach", topology.CARD, topology.CARD_AUDIO).check()
+    assert {machine.driver(one) for one in (topology.CARD, topology.CARD_AUDIO)} == {"vfio-pci"}
+    virtpass(machine, "device", "reattach", topology.CARD, topology.CARD_AUDIO).check()
+    assert machine.state() == before
+    assert virtpass(machine, "device", "detach", topology.CARD, topology.BOOT_DISK).status == 4
+    assert machine.state() == before
     assert virtpass(machine, "device", "detach", topology.BRIDGE).status == 4
     assert virtpass(machine, "device", "reattach", "0000:1e:00.0").status == 3
 

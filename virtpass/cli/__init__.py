@@ -1,22 +1,21 @@
 """The command line: the only room that prints."""
 
-import importlib
 import os
 import sys
 
 import click
 
 from virtpass import __version__
+from virtpass.cli.groups import group_of
 from virtpass.cli.output import complain
 from virtpass.system.errors import EXIT_USAGE, VirtpassError
 from virtpass.system.host import Host
 
-# Each command is imported when it is called: the start of all the others does not wait for it.
 _COMMANDS = {
     "doctor": "virtpass.cli.doctor:doctor",
     "setup": "virtpass.cli.setup:setup",
     "devices": "virtpass.cli.devices:devices",
-    "device": "virtpass.cli.devices:device",
+    "device": "virtpass.cli.device:device",
     "mdev": "virtpass.cli.mediated:mdev",
     "host": "virtpass.cli.preparation:host",
     "domain": "virtpass.cli.domains:domain",
@@ -32,22 +31,8 @@ _INTERRUPTED = 130
 _COMPLETION = "_VIRTPASS_COMPLETE"
 
 
-class _Commands(click.Group):
-    """A group whose commands are imported on use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-
 @click.group(
-    cls=_Commands,
+    cls=group_of(_COMMANDS),
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -1,16 +1,15 @@
-"""``virtpass devices`` and ``virtpass device``."""
+"""``virtpass devices`` and ``virtpass device show``."""
 
 from typing import Any
 
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import complain, note, say, say_json, say_table
+from virtpass.cli.output import say, say_json, say_table
 from virtpass.operations.devices import DeviceDetails, DeviceReport, list_devices, show_device
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
 from virtpass.pci.mediated import MediatedType
-from virtpass.system.errors import EXIT_FAILED
 from virtpass.system.host import Host
 
 _COLOURS = {Level.READY: "green", Level.SHARED: "yellow", Level.BLOCKED: "red", Level.NEVER: None}
@@ -45,12 +44,7 @@ def devices(host: Host, as_json: bool) -> None:
     say_table(("GROUP", "ADDRESS", "DRIVER", "DEVICE", "VERDICT"), rows, flexible=3, styles=styles)
 
 
-@click.group()
-def device() -> None:
-    """Look at one PCI device; detach it from the host, reattach it, reset it; give it virtual functions."""
-
-
-@device.command()
+@click.command()
 @click.argument("address", type=options.ADDRESS)
 @options.as_json
 @options.snapshot
@@ -100,118 +94,6 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
         ("Used by", f"{program} (process {process}, {node})") for process, program, node in details.used_by
     ]
     return lines
-
-
-@device.command()
-@click.argument("address", type=options.ADDRESS)
-@options.connect
-@click.pass_obj
-def detach(host: Host, address: PciAddress, uri: str) -> None:
-    """Detach a device from the host: libvirt binds it to vfio-pci."""
-    from virtpass.operations import node_devices
-    from virtpass.system.libvirt import Connection
-
-    with Connection.open(uri) as connection:
-        done = node_devices.detach(connection, host, address)
-    note(f"{address} is detached from the host (vfio-pci)" if done else f"{address} was detached already")
-
-
-@device.command()
-@click.argument("address", type=options.ADDRESS)
-@options.connect
-@click.pass_obj
-def reattach(host: Host, address: PciAddress, uri: str) -> None:
-    """Give a detached device back to its host driver."""
-    from virtpass.operations import node_devices
-    from virtpass.pci.sysfs import driver
-    from virtpass.system.libvirt import Connection
-
-    with Connection.open(uri) as connection:
-        done = node_devices.reattach(connection, host, address)
-    bound = driver(host, address) or "no driver"
-    note(
-        f"{address} is back with the host ({bound})"
-        if done
-        else f"{address} is with the host already ({bound})"
-    )
-
-
-@device.command()
-@click.argument("address", type=options.ADDRESS)
-@options.connect
-@click.pass_obj
-def reset(host: Host, address: PciAddress, uri: str) -> None:
-    """Reset a device that nobody uses."""
-    from virtpass.operations import node_devices
-    from virtpass.system.libvirt import Connection
-
-    with Connection.open(uri) as connection:
-        node_devices.reset(connection, host, address)
-    note(f"{address} was reset")
-
-
-@device.command()
-@click.argument("address", type=options.ADDRESS)
-@click.argument("count", type=click.IntRange(min=0))
-@click.option("--persistent", is_flag=True, help="At every boot, too; with COUNT 0: no longer.")
-@click.option(
-    "--on-demand",
-    is_flag=True,
-    help="Whenever a domain needs one, until nobody uses them; with COUNT 0: no longer.",
-)
-@options.dry_run
-@click.pass_obj
-def functions(
-    host: Host, address: PciAddress, count: int, persistent: bool, on_demand: bool, dry_run: bool
-) -> None:
-    """Give a device COUNT virtual functions (SR-IOV), without drivers; 0 removes them.
-
-    Another number than it has replaces all of them. Those in use are left alone: nothing is done then. The
-    driver of some devices loses its connection for a moment, with --on-demand whenever a domain starts.
-    """
-    from virtpass.binding.functions import counted
-    from virtpass.operations import functions as operation
-
-    if dry_run:
-        plan = operation.plan_functions(host, address, count, persistent=persistent, on_demand=on_demand)
-        for sentence in plan.sentences:
-            say(sentence)
-        if plan.is_empty:
-            note("nothing to do")
-        return
-    plan = operation.set_functions(host, address, count, persistent=persistent, on_demand=on_demand)
-    record = plan.record
-    if plan.is_empty:
-        note(f"nothing to do: {address} has {counted(count)}")
-    else:
-        when = ""
-        if record is not None and record.number == count:
-            when = ", and whenever a domain needs one" if record.is_on_demand else ", at every boot"
-        note(f"{address} has {counted(count)}{when}")
-    if record is None:
-        return
-    if record.number != count:
-        when, option = ("on demand", "--on-demand") if record.is_on_demand else ("at boot", "--persistent")
-        note(f"{when} it gets {record.number}, as on record; {option} changes that, too")
-    if not record.is_on_demand and not operation.is_made_at_boot(host):
-        note(f"nothing makes them at boot here: systemctl enable {operation.UNIT}")
-
-
-@device.command(hidden=True)
-@click.pass_context
-def functions_at_boot(context: click.Context) -> None:
-    """Give all devices on record for it their virtual functions; systemd runs this at boot."""
-    from virtpass.binding.functions import counted
-    from virtpass.operations import functions as operation
-
-    results = operation.functions_at_boot(context.obj)
-    for result in results:
-        if result.problem is not None:
-            complain(result.problem.line)
-        else:
-            note(f"{result.name} has {counted(result.count)}")
-    if any(result.problem is not None for result in results):
-        context.exit(EXIT_FAILED)
 
 
 def title(report: DeviceReport) -> str:

@@ -1,10 +1,13 @@
 """Node devices through libvirt: detach from the host, reattach, reset."""
 
-from virtpass.binding import safety
+from collections.abc import Collection
+
+from virtpass.binding import framebuffers, safety
+from virtpass.binding.engine import leaving_order
 from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
@@ -13,46 +16,73 @@ from virtpass.system.libvirt import Connection
 # which none of these calls waits.
 
 
-def detach(connection: Connection, host: Host, address: PciAddress) -> bool:
-    """Bind a device to vfio-pci through libvirt.
+def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]) -> list[PciAddress]:
+    """Bind devices to vfio-pci through libvirt: all of them, or none.
+
+    Args:
+        connection: to libvirt.
+        host: the host.
+        addresses: the devices. All are checked before the first one moves.
 
     Returns:
-        False when it was there already.
+        those that were not there already, in the order in which they went: the last function of a card first.
 
     Raises:
-        RefusedError: it cannot be isolated, or the host uses it.
-        FailedError: libvirt reported success, but the driver is another.
+        RefusedError: one cannot be isolated, or the host uses it or shows its console there.
+        FailedError: libvirt reported success, but a driver is another. Those that had gone are back, or are
+            named.
     """
+    moved: list[PciAddress] = []
     with locked(host):
-        safety.refuse_unassignable(host, address)
-        safety.refuse_lent(host, [address], "")
-        if sysfs.is_on_vfio(host, address):
-            return False
-        safety.refuse_in_use(host, [address])
-        connection.detach_node_device(address)
-        _prove(host, address, is_detached=True)
-    return True
+        for address in addresses:
+            safety.refuse_unassignable(host, address)
+        safety.refuse_lent(host, list(addresses), "")
+        moving = [one for one in leaving_order(addresses) if not sysfs.is_on_vfio(host, one)]
+        safety.refuse_in_use(host, moving)
+        framebuffers.refuse_in_the_way(host, moving, hands_over=False)
+        try:
+            for address in moving:
+                moved.append(address)
+                connection.detach_node_device(address)
+                _prove(host, address, is_detached=True)
+        except VirtpassError as error:
+            if problems := _bring_back(connection, host, moved[::-1]):
+                left = "; ".join(problem.what for problem in problems)
+                what = f"{error.what}; and not everything could be put back: {left}"
+                raise FailedError(error.reference, what, "look at the kernel log") from error
+            raise
+    return moved
 
 
-def reattach(connection: Connection, host: Host, address: PciAddress) -> bool:
-    """Give a device back to its host driver through libvirt.
+def reattach(connection: Connection, host: Host, addresses: Collection[PciAddress]) -> list[PciAddress]:
+    """Give detached devices back to their host drivers through libvirt.
+
+    Args:
+        connection: to libvirt.
+        host: the host.
+        addresses: the devices. All are checked before the first one moves; then each is tried, whatever
+            becomes of the others.
 
     Returns:
-        False when it is on a host driver already.
+        those that were not on a driver of the host already, function 0 of a card first.
 
     Raises:
-        RefusedError: a domain has it.
-        FailedError: libvirt reported success, but the device is still on vfio-pci.
+        RefusedError: a domain has one.
+        FailedError: libvirt reported success, but a device is still on vfio-pci.
     """
     with locked(host):
-        safety.refuse_unassignable(host, address)
-        safety.refuse_lent(host, [address], "")
-        if sysfs.driver(host, address) is not None and not sysfs.is_on_vfio(host, address):
-            return False
-        safety.refuse_open_group(host, address)
-        connection.reattach_node_device(address)
-        _prove(host, address, is_detached=False)
-    return True
+        for address in addresses:
+            safety.refuse_unassignable(host, address)
+        safety.refuse_lent(host, list(addresses), "")
+        moving = [one for one in leaving_order(addresses)[::-1] if not _is_home(host, one)]
+        for address in moving:
+            safety.refuse_open_group(host, address)
+        if problems := _bring_back(connection, host, moving):
+            if len(problems) == 1:
+                raise problems[0]
+            what = "; ".join(problem.what for problem in problems)
+            raise FailedError("not-bound", what, "look at the kernel log")
+    return moving
 
 
 def reset(connection: Connection, host: Host, address: PciAddress) -> None:
@@ -70,6 +100,25 @@ def reset(connection: Connection, host: Host, address: PciAddress) -> None:
             what = f"{address} is bound to {bound}, which would not survive a reset under it"
             raise RefusedError("host-driver", what, f"virtpass device detach {address}")
         connection.reset_node_device(address)
+
+
+def _bring_back(connection: Connection, host: Host, addresses: list[PciAddress]) -> list[VirtpassError]:
+    """Give each device back to its host driver; return what went wrong."""
+    problems: list[VirtpassError] = []
+    for address in addresses:
+        if _is_home(host, address):
+            continue
+        try:
+            connection.reattach_node_device(address)
+            _prove(host, address, is_detached=False)
+        except VirtpassError as error:
+            problems.append(error)
+    return problems
+
+
+def _is_home(host: Host, address: PciAddress) -> bool:
+    """Tell whether a device is on a driver of the host."""
+    return sysfs.driver(host, address) is not None and not sysfs.is_on_vfio(host, address)
 
 
 def _prove(host: Host, address: PciAddress, *, is_detached: bool) -> None:
