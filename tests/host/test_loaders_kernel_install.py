@@ -164,9 +164,40 @@ def test_a_fallback_whose_kernel_is_gone_is_none(tmp_path: Path) -> None:
     assert Role.FALLBACK not in by_role(loader, facts)
 
 
-def test_another_layout_is_refused(tmp_path: Path) -> None:
-    facts = put(made(DEBIAN, tmp_path), "/etc/kernel/install.conf", "# mine\nlayout=uki\n")
-    assert refusal(loader_of(DEBIAN), facts) == "install-layout"
+@pytest.mark.parametrize(
+    ("files", "is_refused"),
+    [
+        ({"/etc/kernel/install.conf": "# mine\nlayout=uki\n"}, True),
+        ({"/usr/local/lib/kernel/install.conf": "layout = 'uki'\n"}, True),
+        ({"/etc/kernel/install.conf": "layout=bls\n", "/run/kernel/install.conf": "layout=uki\n"}, False),
+        ({"/etc/kernel/install.conf.d/50-mine.conf": "layout=uki\n"}, True),
+        ({"/etc/kernel/install.conf.d/50-mine.bak": "layout=uki\n"}, False),
+        # The last one counts, and one in /etc hides that of its name elsewhere.
+        (
+            {
+                "/etc/kernel/install.conf": "layout=uki\n",
+                "/usr/lib/kernel/install.conf.d/90-own.conf": "layout=auto\n",
+                "/etc/kernel/install.conf.d/10-mine.conf": "layout=uki\n",
+            },
+            False,
+        ),
+        (
+            {
+                "/usr/lib/kernel/install.conf.d/90-own.conf": "layout=uki\n",
+                "/etc/kernel/install.conf.d/90-own.conf": "#layout=uki\n",
+            },
+            False,
+        ),
+    ],
+)
+def test_another_layout_is_refused(tmp_path: Path, files: dict[str, str], is_refused: bool) -> None:
+    facts = made(DEBIAN, tmp_path)
+    for path, text in files.items():
+        facts = put(facts, path, text)
+    if is_refused:
+        assert refusal(loader_of(DEBIAN), facts) == "install-layout"
+    else:
+        assert loader_of(DEBIAN).plan(facts, REQUEST).commands
 
 
 def test_entries_of_others_are_left_alone(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 CARD, AUDIO, NIC, TWIN = topology.CARD, topology.CARD_AUDIO, topology.NIC, topology.SECOND_NIC
 LENT = ("vfio-pci", "vfio-pci")
-ROUNDS = 20
+ROUNDS = 8
 
 State = dict[str, tuple[str, str]]
 

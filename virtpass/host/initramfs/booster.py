@@ -20,6 +20,7 @@ from virtpass.host.facts import HostFacts
 from virtpass.host.forms import CommaList
 from virtpass.host.initramfs.base import REBUILD_DEADLINE, UNSIGNED, Image, InitramfsPlan
 from virtpass.host.initramfs.listing import has_module, listing, plain_paths
+from virtpass.host.kernel_install import setting
 from virtpass.host.kernels import Kernel, Presence
 from virtpass.system.errors import RefusedError
 from virtpass.transaction.plan import Command
@@ -34,7 +35,6 @@ _NAMES = ("vfio_pci",)
 _MODULE = "usr/lib/modules/vfio_pci.ko"
 _PACKAGE = re.compile(r"[A-Za-z0-9@._+-]+")
 _MAX_KERNEL = 256 << 20
-_INSTALL = tuple(f"{root}/kernel/install.conf" for root in ("/etc", "/run", "/usr/local/lib", "/usr/lib"))
 _LATE = "let the hook take devices when a domain starts"
 _BY_HAND = (
     f"write '{_KEY}: {','.join(_NAMES)}' into {CONFIG}, build every initramfs anew, and bind by "
@@ -190,26 +190,11 @@ def _other_way(facts: HostFacts) -> str:
             for kernel in facts.kernels:
                 if facts.has(path := f"{root}/{token}/{kernel.version}/initrd"):
                     return f"kernel-install keeps an initramfs at {path}, which {REGENERATE} does not build"
-    for path in _install_settings(facts):
-        for line in facts.text(path).splitlines():
-            name, _, value = line.strip().partition("=")
-            if (name.strip(), value.strip().strip("\"'")) in (
-                ("initrd_generator", "booster"),
-                ("layout", "uki"),
-            ):
-                return f"{path} says {line.strip()}, so kernel-install has what {REGENERATE} does not build"
+    for name, other in (("initrd_generator", "booster"), ("layout", "uki")):
+        told = setting(facts, name)
+        if told.value == other:
+            return f"{told.path} says {told.line}, so kernel-install has what {REGENERATE} does not build"
     return ""
-
-
-def _install_settings(facts: HostFacts) -> list[str]:
-    """Return the files that tell kernel-install what to do: the one that is read, and additions to it."""
-    own = [path for path in _INSTALL if facts.has(path)][:1]
-    return own + [
-        f"{path}.d/{name}"
-        for path in _INSTALL
-        for name in facts.host.names(f"{path}.d")
-        if name.endswith(".conf")
-    ]
 
 
 def _refuse_signed(facts: HostFacts) -> None:

@@ -21,6 +21,7 @@ from virtpass.host.boot import BootEntry, BootPlan, BootRequest, Evidence, Note,
 from virtpass.host.edits import Edit
 from virtpass.host.facts import HostFacts
 from virtpass.host.forms import LineTokens
+from virtpass.host.kernel_install import setting
 from virtpass.host.loaders import sd_boot, sd_boot_once
 from virtpass.host.loaders.bls import BlsEntry, newest, parse_entry, with_values
 from virtpass.host.loaders.extra_entry import made, of_one_kernel
@@ -30,7 +31,6 @@ from virtpass.transaction.plan import Command
 
 CMDLINE = "/etc/kernel/cmdline"
 _VENDOR_CMDLINE = "/usr/lib/kernel/cmdline"
-_INSTALL_CONF = ("/etc/kernel/install.conf", "/usr/lib/kernel/install.conf")
 _REINSTALL = "reinstall-kernels"
 _IMAGES = ("/usr/lib/modules/{}/vmlinuz", "/boot/vmlinuz-{}", "/boot/vmlinux-{}")
 _INITRD = "/boot/initrd.img-{}"
@@ -95,15 +95,13 @@ class SystemdBoot:
         return sd_boot_once.chosen(facts)
 
     def _refuse_other_layout(self, facts: HostFacts) -> None:
-        path = next((path for path in _INSTALL_CONF if facts.has(path)), "")
-        for text in facts.text(path).splitlines() if path else ():
-            name, _, value = text.strip().partition("=")
-            if name == "layout" and value not in ("", "auto", "bls"):
-                raise RefusedError(
-                    "install-layout",
-                    f"{path} says layout={value}, so kernel-install will not write the entries anew",
-                    f"add the arguments to {CMDLINE} by hand and run kernel-install add for each kernel",
-                )
+        layout = setting(facts, "layout")
+        if layout.value not in ("", "auto", "bls"):
+            raise RefusedError(
+                "install-layout",
+                f"{layout.path} says {layout.line}, so kernel-install will not write the entries anew",
+                f"add the arguments to {CMDLINE} by hand and run kernel-install add for each kernel",
+            )
 
     def _commands(self, facts: HostFacts, directory: str, normal: list[BlsEntry]) -> tuple[Command, ...]:
         outputs = [_outputs(facts, directory, entry) for entry in normal]
