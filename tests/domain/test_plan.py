@@ -1,6 +1,7 @@
 """Plans: what changes, what stays, and that doing it twice or taking it back leaves nothing behind."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -352,3 +353,17 @@ def test_any_text_is_planned_or_refused(xml: str) -> None:
     with pytest.raises(VirtpassError) as caught:
         attach(xml, CARD)
     assert caught.value.line.isprintable()
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_password_is_kept_and_not_shown(quote: str) -> None:
+    password = f"passwd={quote}TOP SECRET{quote}"
+    plan = attach(
+        domain(devices=f"<graphics type='vnc' port='-1' {password} passwdValidTo='2030-01-01'/>"), CARD
+    )
+    assert "TOP SECRET" in plan.after
+    assert plan.diff
+    assert "SECRET" not in plan.diff
+    changed = replace(plan, before=plan.before.replace("SECRET", "OTHER"))
+    assert "OTHER" in changed.before
+    assert "OTHER" not in changed.diff

@@ -114,10 +114,15 @@ def test_holds_every_module(content: tarfile.TarFile) -> None:
     assert modules <= set(content.getnames())
 
 
+def test_says_that_it_is_typed(content: tarfile.TarFile) -> None:
+    assert f"{PACKAGE_DIRECTORY}/py.typed" in content.getnames()
+
+
 def test_the_command_runs_debians_own_python(content: tarfile.TarFile) -> None:
     script = content.extractfile("./usr/bin/virtpass")
     assert script is not None
-    assert script.readline().split() in ([b"#!/usr/bin/python3"], [b"#!", b"/usr/bin/python3"])
+    # Isolated: no module comes from the home or the environment of whoever calls it.
+    assert script.readline().removeprefix(b"#!").split() == [b"/usr/bin/python3", b"-I"]
 
 
 def test_ships_nothing_outside_its_own_places(content: tarfile.TarFile) -> None:

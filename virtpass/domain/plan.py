@@ -4,6 +4,7 @@ All functions here are pure: text in, plan out. A plan whose work is done alread
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,9 @@ from virtpass.domain.templates import Templates, hostdev_element, packaged_templ
 from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import NotFoundError, RefusedError, UsageError
+
+# Of a display (virDomainGraphicsAuthDefFormatAttr in libvirt's src/conf/domain_conf.c); XML to be defined has it.
+_PASSWORD = re.compile(r"(\bpasswd=)([\"']).*?\2")
 
 # What follows hostdevs in the XML that libvirt formats (virDomainDefFormatInternalSetRootName in libvirt's
 # src/conf/domain_conf.c).
@@ -64,12 +68,11 @@ class DomainPlan:
 
     @property
     def diff(self) -> str:
-        """The change as a unified diff; empty when there is none."""
-        return "".join(
-            difflib.unified_diff(
-                self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), "before", "after"
-            )
+        """The change as a unified diff to be shown, without passwords; empty when there is none."""
+        before, after = (
+            _PASSWORD.sub(r"\1\2***\2", text).splitlines(keepends=True) for text in (self.before, self.after)
         )
+        return "".join(difflib.unified_diff(before, after, "before", "after"))
 
 
 def plan_attach(

@@ -51,7 +51,13 @@ def main(arguments: list[str]) -> int:
     operation = (arguments[1], arguments[2])
     if operation not in (("prepare", "begin"), ("release", "end")):
         return 0
-    return run(Host(), operation[0], _read_all(_HEAD_DESCRIPTOR) + _read_all(0))
+    xml = _read_all(_HEAD_DESCRIPTOR) + _read_all(0)
+    try:
+        # Some shells hand it over as a file, which no program that is run needs to be able to read again.
+        os.close(_HEAD_DESCRIPTOR)
+    except OSError:
+        pass  # the gate gives one; others may not
+    return run(Host(), operation[0], xml)
 
 
 def run(host: Host, operation: str, xml: bytes) -> int:

@@ -369,6 +369,9 @@ class Host:
         descriptor = os.open(self.root or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         walked = ""
         try:
+            state = os.fstat(descriptor)
+            if not _is_own(state):
+                raise _unsafe(self.root or "/", state.st_dev)
             for name in filter(None, path.split("/")):
                 walked += "/" + name
                 descriptor, parent = self._step(descriptor, name, walked, create), descriptor
