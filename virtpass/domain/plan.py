@@ -27,7 +27,7 @@ from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import NotFoundError, RefusedError, UsageError
 
-# Of a display (virDomainGraphicsAuthDefFormatAttr in libvirt's src/conf/domain_conf.c); XML to be defined has it.
+# Of a display (virDomainGraphicsAuthDefFormatAttr in libvirt's domain_conf.c); XML to be defined has it.
 _PASSWORD = re.compile(r"(\bpasswd=)([\"']).*?\2")
 
 # What follows hostdevs in the XML that libvirt formats (virDomainDefFormatInternalSetRootName in libvirt's
