@@ -26,6 +26,7 @@ SOURCES = (
     "CHANGELOG.md",
     "LICENSE",
     "README.md",
+    "README.zh-CN.md",
     "docs",
     "hooks",
     "packaging",

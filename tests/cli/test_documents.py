@@ -13,7 +13,10 @@ from tests.cli.test_commands import ROOT
 from virtpass.cli import cli
 from virtpass.system.errors import VirtpassError
 
-DOCUMENTS = sorted([Path(ROOT) / "README.md", *(Path(ROOT) / "docs").glob("*.md")])
+README, CHINESE = Path(ROOT) / "README.md", Path(ROOT) / "README.zh-CN.md"
+DOCUMENTS = sorted([README, CHINESE, *(Path(ROOT) / "docs").glob("*.md")])
+# These name files of the source, and names in them, which have to be there.
+ON_CODE = [Path(ROOT) / "docs" / name for name in ("adding-a-bootloader.md", "threat-model.md")]
 # What stands for something that the reader fills in.
 EXAMPLES = {
     "ADDRESS": "01:00.0",
@@ -91,3 +94,81 @@ def test_every_module_of_a_command_is_there() -> None:
     for target in _COMMANDS.values():
         module, _, name = target.partition(":")
         assert isinstance(getattr(importlib.import_module(module), name), click.Command)
+
+
+# links
+
+
+def links(text: str) -> list[str]:
+    """Return where the links and pictures of a document lead."""
+    found: list[str] = re.findall(r"\]\(([^)\s]+)\)", text)
+    return found
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in DOCUMENTS])
+def test_links_lead_somewhere(path: Path) -> None:
+    local = [one for one in links(path.read_text(encoding="utf-8")) if "://" not in one]
+    targets = [path.parent / one.partition("#")[0] for one in local if not one.startswith("#")]
+    assert [target for target in targets if not target.exists()] == []
+
+
+# both languages
+
+
+def code_blocks(text: str) -> list[str]:
+    """Return the lines of code of a document, without what is said of them."""
+    lines = [line for line in text.splitlines() if line.startswith("    ")]
+    return [re.split(r" +# ", line)[0].rstrip() for line in lines]
+
+
+def spans(text: str) -> set[str]:
+    """Return what stands as code within the sentences of a document."""
+    return set(re.findall(r"`([^`]+)`", re.sub(r"\n *", " ", text)))
+
+
+def shape(text: str) -> list[str]:
+    """Return headings, points of lists and rows of tables in their order, without their words."""
+    return [found[0] for line in text.splitlines() if (found := re.match(r"#+ |\* |\|", line))]
+
+
+def test_the_chinese_readme_says_to_type_the_same() -> None:
+    english, chinese = (path.read_text(encoding="utf-8") for path in (README, CHINESE))
+    assert code_blocks(chinese) == code_blocks(english)
+    assert spans(chinese) == spans(english)
+
+
+def test_the_chinese_readme_has_the_same_parts() -> None:
+    english, chinese = (path.read_text(encoding="utf-8") for path in (README, CHINESE))
+    assert shape(chinese) == shape(english)
+    each_other = {README.name, CHINESE.name}
+    assert [one for one in links(chinese) if one not in each_other] == [
+        one for one in links(english) if one not in each_other
+    ]
+
+
+# names in the source
+
+
+def sources() -> str:
+    """Return all of the source, tests included."""
+    directories = (Path(ROOT) / name for name in ("virtpass", "tests"))
+    return "\n".join(
+        path.read_text(encoding="utf-8") for directory in directories for path in directory.rglob("*.py")
+    )
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in ON_CODE])
+def test_what_a_page_names_of_the_source_is_there(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    source = sources()
+    missing = []
+    for name in spans(text):
+        if re.match(r"(virtpass|tests|hooks|packaging)/", name):
+            # The example is a loader that does not exist.
+            if "lantern" not in name and not list(Path(ROOT).glob(name)):
+                missing.append(name)
+        elif re.fullmatch(r"(?:[A-Za-z]+\.)?[A-Za-z]*_[A-Za-z_]+", name):
+            last = name.rpartition(".")[2]
+            if not re.search(rf"\b{last}\b", source):
+                missing.append(name)
+    assert missing == []

@@ -171,7 +171,7 @@ def test_a_narrow_terminal_gets_whole_words(
     host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switch_off(host)
-    monkeypatch.setattr("virtpass.cli.output.width", lambda: 60)
+    monkeypatch.setattr("virtpass.cli.output._columns", lambda _: 60)
     _, out, _ = call(host, capfd, "host", "status")
     lines = out.splitlines()
     assert all(len(line) <= 60 for line in lines)

@@ -1,5 +1,6 @@
 """Mediated devices are made and removed."""
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +95,8 @@ def test_a_uuid_is_used_once(card: SimulatedHost) -> None:
 
 def test_a_card_that_is_lent_makes_none(card: SimulatedHost) -> None:
     assert run(card, "prepare", domain_xml(CARD, AUDIO)) == 0
+    # They go with the driver.
+    shutil.rmtree(card.path(TYPES))
     with pytest.raises(RefusedError) as caught:
         create(card, CARD, TYPE)
     assert caught.value.reference == "lent"

@@ -123,6 +123,11 @@ def test_wheel_holds_the_units_of_systemd(wheel: Path) -> None:
         assert {name: archive.read(f"virtpass/systemd/{name}") for name in units} == units
 
 
+def test_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "virtpass/py.typed" in archive.namelist()
+
+
 def executable(mode: int) -> bool:
     return bool(mode & stat.S_IXUSR)
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from virtpass.system.commands import Outcome
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
 from virtpass.system.files import FileState, read_state
 from virtpass.system.host import Host
+from virtpass.system.tasks import Task, shown_by
 from virtpass.transaction import outputs
 from virtpass.transaction.engine import Kept, Room, Transaction, TransactionError, locked, merged
 from virtpass.transaction.journal import Pending, pending_to_json
@@ -135,6 +137,25 @@ def test_a_file_that_moves_at_the_last_moment_is_not_overwritten(host: Host) -> 
     assert "/etc/file left as somebody else has changed it" in transaction(host).recover(keep=True)
     assert text(host) == "mine\n"
     assert os.listdir(host.path("/var/lib")) == []
+
+
+def test_what_takes_long_is_told_with_its_deadline(host: Host) -> None:
+    told: list[Task] = []
+
+    def show(task: Task) -> AbstractContextManager[None]:
+        told.append(task)
+        return nullcontext()
+
+    command = Command(("refresh", "--all"), "because", deadline=600.0, outputs=("/boot/*",))
+    with shown_by(show), locked(host, ROOM):
+        execute(host, Plan((change(host),), commands=(command,)))
+    execute(host, Plan((change(host, "newer\n"),)))
+    assert told == [
+        Task("waiting for another virtpass command", 30.0),
+        Task("copying what the commands may write"),
+        Task("running refresh --all", 600.0, is_long=True),
+        Task("checking the result", is_long=True),
+    ]
 
 
 def test_the_output_of_a_command_that_fails_is_shown_line_by_line(host: Host) -> None:

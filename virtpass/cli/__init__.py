@@ -6,8 +6,8 @@ import sys
 import click
 
 from virtpass import __version__
-from virtpass.cli.groups import group_of
-from virtpass.cli.output import complain
+from virtpass.cli.groups import group_of, with_plain
+from virtpass.cli.output import complain, printing
 from virtpass.system.errors import EXIT_USAGE, VirtpassError
 from virtpass.system.host import Host
 
@@ -65,6 +65,9 @@ def cli(context: click.Context, as_json: bool, snapshot_file: str | None) -> Non
         raise click.UsageError("--snapshot goes after the command")
 
 
+with_plain(cli)
+
+
 def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
     """Run the command line.
 
@@ -81,8 +84,14 @@ def main(arguments: list[str] | None = None, host: Host | None = None) -> int:
         from virtpass.cli.completion import answer
 
         return answer(cli, host or Host(), question)
+    with printing():
+        return _status(arguments, host or Host())
+
+
+def _status(arguments: list[str] | None, host: Host) -> int:
+    """Run a command, print why it did not work, and return its exit status."""
     try:
-        status = cli.main(arguments, prog_name="virtpass", standalone_mode=False, obj=host or Host())
+        status = cli.main(arguments, prog_name="virtpass", standalone_mode=False, obj=host)
     except VirtpassError as error:
         complain(error.line)
         return error.exit_status

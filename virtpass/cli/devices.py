@@ -5,14 +5,16 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import say, say_json, say_table
+from virtpass.cli.output import is_plain, joined, say, say_fact, say_facts, say_json, say_table
 from virtpass.operations.devices import DeviceDetails, DeviceReport, list_devices, show_device
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
 from virtpass.pci.mediated import MediatedType
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 _COLOURS = {Level.READY: "green", Level.SHARED: "yellow", Level.BLOCKED: "red", Level.NEVER: None}
+_LABEL = 14
 
 
 @click.command()
@@ -28,20 +30,27 @@ def devices(host: Host, as_json: bool) -> None:
     blocked  the host needs it, or another member of its group
     never    bridges, and devices that cannot be isolated
     """  # noqa: D301 (click wants the character, not its escape)
-    reports = list_devices(host)
+    with under_way("looking at the devices, and who uses them"):
+        reports = list_devices(host)
     if as_json:
         say_json([device_json(report) for report in reports])
         return
-    rows, styles, last = [], [], object()
+    none = "none" if is_plain() else "-"
+    rows, styles = [], []
     for report in reports:
         group = report.device.group
-        label = "" if group == last else "-" if group is None else str(group)
         rows.append(
-            (label, str(report.device.address), report.device.driver or "-", title(report), verdict(report))
+            (
+                none if group is None else str(group),
+                str(report.device.address),
+                report.device.driver or none,
+                title(report),
+                verdict(report),
+            )
         )
         styles.append(_COLOURS[report.verdict.level])
-        last = group
-    say_table(("GROUP", "ADDRESS", "DRIVER", "DEVICE", "VERDICT"), rows, flexible=3, styles=styles)
+    headings = ("GROUP", "ADDRESS", "DRIVER", "DEVICE", "VERDICT")
+    say_table(headings, rows, flexible=3, styles=styles, grouped=0)
 
 
 @click.command()
@@ -51,17 +60,23 @@ def devices(host: Host, as_json: bool) -> None:
 @click.pass_obj
 def show(host: Host, address: PciAddress, as_json: bool) -> None:
     """Show one device: what it is, its group, who uses it, and what stands in the way."""
-    details = show_device(host, address)
+    with under_way(f"looking at {address}, and who uses it"):
+        details = show_device(host, address)
     if as_json:
         say_json(details_json(details))
         return
     report = details.report
-    say(f"{address}  {title(report)}")
-    for label, text in _facts(details):
-        say(f"  {label:<14}{text}")
-    say(f"  {'Verdict':<14}{report.verdict.level.value}", colour=_COLOURS[report.verdict.level])
+    say(joined(str(address), title(report)))
+    say_facts(_facts(details), _LABEL, indent="  ")
+    level = report.verdict.level
+    say_fact("Verdict", level.value, _LABEL, indent="  ", text_colour=_COLOURS[level])
     for reason in report.verdict.reasons:
-        say(f"  {'':<14}- {reason.text}")
+        say_fact(
+            "Reason" if is_plain() else "",
+            reason.text if is_plain() else f"- {reason.text}",
+            _LABEL,
+            indent="  ",
+        )
 
 
 def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
@@ -74,7 +89,7 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
         ("IOMMU group", "none" if group is None else str(group)),
     ]
     lines += [
-        ("", f"{other.device.address}  {title(other)} ({other.device.driver or 'no driver'})")
+        ("", f"{joined(str(other.device.address), title(other))} ({other.device.driver or 'no driver'})")
         for other in details.companions
     ]
     lines.append(("Card", ", ".join(map(str, details.card)) or "none"))

@@ -5,11 +5,12 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json, say_wrapped
+from virtpass.cli.output import note, say, say_fact, say_json
 from virtpass.doctor.check import Check, Finding, Outcome, Verdict
 from virtpass.operations.doctor import Examination, check_named, examine_host
 from virtpass.system.errors import EXIT_FAILED
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 _COLOURS = {
     Verdict.PASS: "green",
@@ -20,6 +21,7 @@ _COLOURS = {
 # docs/exit-status.md has these.
 _STATUSES = {Verdict.PASS: 0, Verdict.WARN: 10, Verdict.UNKNOWN: 11, Verdict.FAIL: EXIT_FAILED}
 _LABEL = 15
+_INDENT = "  "
 
 
 @click.command()
@@ -44,9 +46,10 @@ def doctor(context: click.Context, explain: str | None, shows_all: bool, as_json
             say_json(_check_json(check))
         else:
             say(f"{check.reference}: {check.title}")
-            say_wrapped("", check.why)
+            say_fact("", check.why)
         return
-    found = examine_host(host, uri)
+    with under_way("looking at this host"):
+        found = examine_host(host, uri)
     if as_json:
         say_json(examination_json(found))
     else:
@@ -64,11 +67,8 @@ def _show(found: Examination, *, shows_all: bool) -> None:
         for finding in outcome.findings:
             _finding(finding)
     if right and not shows_all:
-        say_wrapped(
-            "pass".ljust(_LABEL),
-            ", ".join(one.check.reference for one in right),
-            colour=_COLOURS[Verdict.PASS],
-        )
+        names = ", ".join(one.check.reference for one in right)
+        say_fact("pass", names, _LABEL, colour=_COLOURS[Verdict.PASS])
     counts = {verdict: sum(one.verdict is verdict for one in found.outcomes) for verdict in Verdict}
     note(", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count))
     if not found.is_root:
@@ -79,13 +79,16 @@ def _show(found: Examination, *, shows_all: bool) -> None:
 
 def _finding(finding: Finding) -> None:
     about = f"{finding.about}: " if finding.about else ""
-    say_wrapped(
-        f"  {finding.verdict.value:<{_LABEL - 2}}",
+    colour = _COLOURS[finding.verdict]
+    say_fact(
+        finding.verdict.value,
         f"{about}{finding.evidence}",
-        colour=_COLOURS[finding.verdict],
+        _LABEL - len(_INDENT),
+        indent=_INDENT,
+        colour=colour,
     )
     if finding.fix:
-        say_wrapped(f"  {'':<{_LABEL - 2}}", f"fix: {finding.fix}")
+        say_fact("", f"fix: {finding.fix}", _LABEL - len(_INDENT), indent=_INDENT)
 
 
 def examination_json(found: Examination) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 
 from virtpass.binding.policy import DEFAULT_POLICY, WAIT, Policy, known_policy
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json
+from virtpass.cli.output import joined, note, say, say_fact, say_facts, say_json
 from virtpass.domain.plan import DomainPlan
 from virtpass.domain.policy import meaning, parse_settings, unlike
 from virtpass.operations import domains
@@ -103,13 +103,12 @@ def show(host: Host, name: str, as_json: bool, uri: str) -> None:
     if as_json:
         say_json(report_json(report))
         return
-    say(f"{one_line(report.name)}  {report.uuid}  {'running' if report.is_active else 'shut off'}")
+    say(joined(one_line(report.name), report.uuid, "running" if report.is_active else "shut off"))
     if report.problem:
         note(f"problem: {report.problem}")
     if not report.devices:
         say("  no PCI devices of the host")
-    for label, text in _lines(report):
-        say(f"  {label:<14}{text}")
+    say_facts(_lines(report), 14, indent="  ")
     if report.devices and not report.is_ours:
         note("virtpass does not look after it; next: virtpass domain adopt " + one_line(report.name))
 
@@ -150,10 +149,10 @@ def set_or_show_policy(
         return
     special = unlike(policy, DEFAULT_POLICY)
     settings_now = {key: f"{key}={value}" for key, value in policy.attributes().items()}
-    size = max(map(len, settings_now.values()))
+    size = max(map(len, settings_now.values())) + 2
     for key, value in policy.attributes().items():
         mark = "" if key in special else " (default)"
-        say(f"{settings_now[key]:<{size}}  {meaning(key, value)}{mark}")
+        say_fact(settings_now[key], f"{meaning(key, value)}{mark}", size)
 
 
 def _lines(report: DomainReport) -> Iterable[tuple[str, str]]:

@@ -9,6 +9,7 @@ from virtpass.operations import functions as operation
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import EXIT_FAILED
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 
 @click.command()
@@ -37,7 +38,8 @@ def functions(
         if plan.is_empty:
             note("nothing to do")
         return
-    plan = operation.set_functions(host, address, count, persistent=persistent, on_demand=on_demand)
+    with under_way(f"giving {address} {counted(count)}"):
+        plan = operation.set_functions(host, address, count, persistent=persistent, on_demand=on_demand)
     record = plan.record
     if plan.is_empty:
         note(f"nothing to do: {address} has {counted(count)}")
@@ -59,7 +61,8 @@ def functions(
 @click.pass_context
 def functions_at_boot(context: click.Context) -> None:
     """Give all devices on record for it their virtual functions; systemd runs this at boot."""
-    results = operation.functions_at_boot(context.obj)
+    with under_way("making the virtual functions on record"):
+        results = operation.functions_at_boot(context.obj)
     for result in results:
         if result.problem is not None:
             complain(result.problem.line)

@@ -1,8 +1,39 @@
-"""Groups of commands that are imported when they are called: no command waits for what others need."""
+"""Groups of commands that are imported when they are called: no command waits for what others need.
+
+All commands have the option ``--plain``, so that it can stand before a command and after it.
+"""
 
 import importlib
 
 import click
+
+from virtpass.cli.output import be_plain
+
+
+def _set_plain(_context: click.Context, _parameter: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        be_plain()
+
+
+def _plain() -> click.Option:
+    return click.Option(
+        ["--plain"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_plain,
+        help="For screen readers and logs: a fact a line, nothing cut, no colours, nothing that moves.",
+    )
+
+
+def with_plain(command: click.Command) -> click.Command:
+    """Give the option to a command, and to those of its group; a second time changes nothing."""
+    if not any("--plain" in one.opts for one in command.params):
+        command.params.append(_plain())
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            with_plain(one)
+    return command
 
 
 def group_of(places: dict[str, str]) -> type[click.Group]:
@@ -21,6 +52,6 @@ def group_of(places: dict[str, str]) -> type[click.Group]:
                 return None
             module, _, name = places[cmd_name].partition(":")
             command: click.Command = getattr(importlib.import_module(module), name)
-            return command
+            return with_plain(command)
 
     return Group

@@ -3,7 +3,7 @@
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json
+from virtpass.cli.output import is_plain, note, say, say_joined, say_json
 from virtpass.operations.hand_overs import HandOver, LoggedStep, last_hand_overs
 from virtpass.system.host import Host
 
@@ -42,10 +42,12 @@ def log(host: Host, domain: str | None, count: int, as_json: bool) -> None:
 def _show(one: HandOver) -> None:
     date = one.began.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     name = one.domain or one.uuid or "-"
-    text = f"{date}  {name}  {one.event}  {one.outcome}  {_seconds(one.milliseconds)}"
-    say(text, colour=_COLOURS.get(one.outcome))
+    say_joined(
+        date, name, one.event, one.outcome, _seconds(one.milliseconds), colours={3: _COLOURS.get(one.outcome)}
+    )
     for step in one.steps:
-        say(f"  {_seconds(step.milliseconds):>10}  {step.name}  {step.detail}".rstrip())
+        took = _seconds(step.milliseconds)
+        say_joined(took if is_plain() else f"  {took:>10}", step.name, step.detail, colours={})
         _show_problem(step)
     if one.detail:
         say(f"  {one.detail}")

@@ -5,13 +5,14 @@ import sys
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import note, say, say_json
+from virtpass.cli.output import is_plain, note, say, say_facts, say_json
 from virtpass.hook.install import HookStatus
 from virtpass.hook.request import MAX_XML
 from virtpass.operations import hooks, rehearsal
 from virtpass.operations.rehearsal import Rehearsal
 from virtpass.system.errors import EXIT_FAILED, one_line
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 STATES = {
     "absent": "not installed",
@@ -67,7 +68,9 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     status is 1 if the start would be refused.
     """
     host: Host = context.obj
-    found = rehearsal.rehearse(host, _xml(host, domain, uri))
+    xml = _xml(host, domain, uri)
+    with under_way("looking at the devices, and who uses them"):
+        found = rehearsal.rehearse(host, xml)
     if as_json:
         say_json(rehearsal_json(found))
     else:
@@ -79,8 +82,8 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
 def show_rehearsal(found: Rehearsal) -> None:
     """Print the steps of a start, and how it would end."""
     for number, step in enumerate(found.steps, 1):
-        bound = f"  (at most {step.bound:.0f} s)" if step.bound is not None else ""
-        say(f"{number:>2}. {one_line(step.text)}{bound}")
+        bound = f"{' ' if is_plain() else '  '}(at most {step.bound:.0f} s)" if step.bound is not None else ""
+        say(f"{number:>{1 if is_plain() else 2}}. {one_line(step.text)}{bound}")
     if found.problem is not None:
         note(f"the start would be refused: {found.problem.line}")
     else:
@@ -128,11 +131,13 @@ def status(context: click.Context, as_json: bool) -> None:
     if as_json:
         say_json(status_json(found, daemon))
     else:
-        say(f"Hook     {STATES[found.state]}{f' ({found.version})' if found.version else ''}")
-        say(f"File     {found.path}")
-        say(f"Daemon   {daemon or 'not running'}")
-        for other in found.others:
-            say(f"Beside   {other}")
+        version = f" ({found.version})" if found.version else ""
+        facts = [
+            ("Hook", STATES[found.state] + version),
+            ("File", found.path),
+            ("Daemon", daemon or "not running"),
+        ]
+        say_facts([*facts, *(("Beside", other) for other in found.others)], 9)
         if not found.works:
             note("next: virtpass hook install")
     if not found.works:

@@ -8,7 +8,6 @@ from virtpass.cli.output import note, say, say_json, say_table
 from virtpass.operations import mediated_devices as operation
 from virtpass.operations.mediated_devices import MediatedPlan, TypeReport
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import UnavailableError
 from virtpass.system.host import Host
 
 
@@ -78,29 +77,14 @@ def create(
 def remove(host: Host, uuid: str, uri: str, dry_run: bool, as_json: bool) -> None:
     """Remove a mediated device that no domain uses."""
     if dry_run:
-        _show(operation.plan_remove(host, uuid, lambda: _users(uri)), as_json=as_json)
+        _show(operation.plan_remove(host, uuid, lambda: operation.ask_users(uri, say=note)), as_json=as_json)
         return
-    plan = operation.remove(host, uuid, lambda: _users(uri))
+    plan = operation.remove(host, uuid, lambda: operation.ask_users(uri, say=note))
     if as_json:
         say_json({"uuid": plan.uuid, "parent": str(plan.parent) if plan.parent else None})
     note(f"{plan.uuid} is removed")
     if operation.is_defined(host, plan.uuid):
         note(f"mdevctl has it defined, too: mdevctl undefine --uuid {plan.uuid}")
-
-
-def _users(uri: str) -> dict[str, str]:
-    from virtpass.system.libvirt import Connection
-
-    try:
-        connection = Connection.open(uri)
-    except UnavailableError as error:
-        if error.reference == "no-answer":
-            # The daemon is there, and may just be starting a domain that has the device.
-            raise
-        note(f"libvirt does not say which domains run ({error.what}): open VFIO groups tell")
-        return {}
-    with connection:
-        return operation.users(connection)
 
 
 def _show(plan: MediatedPlan, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.pci.sysfs import driver
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.system.tasks import under_way
 
 
 @click.command()
@@ -17,7 +18,7 @@ from virtpass.system.libvirt import Connection
 @click.pass_obj
 def detach(host: Host, addresses: tuple[PciAddress, ...], uri: str) -> None:
     """Detach devices from the host: libvirt binds them to vfio-pci. All of them, or none."""
-    with Connection.open(uri) as connection:
+    with Connection.open(uri) as connection, under_way(f"detaching {_named(addresses)}"):
         moved = node_devices.detach(connection, host, addresses)
     for address in dict.fromkeys(addresses):
         is_new = address in moved
@@ -32,7 +33,7 @@ def detach(host: Host, addresses: tuple[PciAddress, ...], uri: str) -> None:
 @click.pass_obj
 def reattach(host: Host, addresses: tuple[PciAddress, ...], uri: str) -> None:
     """Give detached devices back to their host drivers."""
-    with Connection.open(uri) as connection:
+    with Connection.open(uri) as connection, under_way(f"reattaching {_named(addresses)}"):
         moved = node_devices.reattach(connection, host, addresses)
     for address in dict.fromkeys(addresses):
         now = "back with the host" if address in moved else "with the host already"
@@ -45,6 +46,10 @@ def reattach(host: Host, addresses: tuple[PciAddress, ...], uri: str) -> None:
 @click.pass_obj
 def reset(host: Host, address: PciAddress, uri: str) -> None:
     """Reset a device that nobody uses."""
-    with Connection.open(uri) as connection:
+    with Connection.open(uri) as connection, under_way(f"resetting {address}"):
         node_devices.reset(connection, host, address)
     note(f"{address} was reset")
+
+
+def _named(addresses: tuple[PciAddress, ...]) -> str:
+    return ", ".join(map(str, dict.fromkeys(addresses)))

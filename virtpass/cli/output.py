@@ -1,28 +1,78 @@
-"""How things are printed: data to standard output, all else to standard error; colours only on a terminal."""
+"""How things are printed: data to standard output, all else to standard error; colours only on a terminal.
+
+With ``--plain`` there are no colours, no columns and no line that is renewed, and nothing is cut or wrapped:
+one fact a line, for screen readers and logs.
+"""
 
 import json
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 import click
 
+from virtpass.cli.progress import Progress
 from virtpass.system.errors import RefusedError, UsageError, one_line
+from virtpass.system.tasks import shown_by
 
 _GAP = "  "
 _LEAST_WIDTH = 20
+# A command in a sentence, as far as the next mark: whoever copies it wants it in one piece.
+_COMMAND = re.compile(
+    r"\b(?:sudo|virsh|systemctl|mdevctl|chown|chmod|fuser|grep"
+    r"|virtpass (?:doctor|setup|devices?|mdev|host|domain|hook|recover|snapshot|log|uninstall)\b)"
+    r"(?: [^,;()]*[^,;()\s])?"
+)
+# Where text wraps it breaks only at the white space of ASCII.
+_UNBROKEN = "\xa0"
+
+_progress: ContextVar[Progress] = ContextVar("progress")
+_is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Show what takes a while, until the block of code ends; at its end the terminal is in order."""
+    progress = Progress()
+    progress.is_live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    shown, plain = _progress.set(progress), _is_plain.set(False)
+    try:
+        with shown_by(progress.show):
+            yield
+    finally:
+        progress.stop()
+        progress.erase()
+        _is_plain.reset(plain)
+        _progress.reset(shown)
+
+
+def be_plain() -> None:
+    """Print plainly from now on, as long as `printing` lasts."""
+    _is_plain.set(True)
+    if (progress := _progress.get(None)) is not None:
+        progress.is_live = False
+
+
+def is_plain() -> bool:
+    """Tell whether each fact gets a line of its own."""
+    return _is_plain.get()
 
 
 def say(text: str = "", *, colour: str | None = None) -> None:
     """Print a line of data, as a whole in a colour if one is given."""
-    click.echo(_styled(text, colour), color=_colours(sys.stdout))
+    _echo(_styled(text, colour))
 
 
 def note(text: str) -> None:
-    """Print a line about what is being done."""
-    click.echo(one_line(text), err=True)
+    """Print a line about what is being done; where somebody watches, it is broken between words."""
+    text = one_line(text)
+    columns = None if is_plain() or text.startswith(" ") else _columns(sys.stderr)
+    _echo("\n".join([text] if columns is None else _wrapped(text, columns)), is_data=False)
 
 
 def agree(question: str) -> None:
@@ -46,50 +96,116 @@ def complain(line: str) -> None:
 def say_json(value: object) -> None:
     """Print a value as JSON; what a terminal could obey is escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    click.echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
+    _echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
 
 
-def width() -> int | None:
-    """Return how many columns the output may take; None when nobody watches."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError):
-        return None
+def say_fact(
+    label: str,
+    text: str,
+    size: int = 0,
+    *,
+    indent: str = "",
+    colour: str | None = None,
+    text_colour: str | None = None,
+) -> None:
+    """Print a text beside its label, in several lines where the terminal is too narrow for one.
+
+    Args:
+        label: what it is about; empty for more of what was said before.
+        text: the fact.
+        size: columns of the label, with the space after it.
+        indent: spaces before it.
+        colour: the label's.
+        text_colour: the text's, for one that is a verdict.
+    """
+    if is_plain():
+        _echo(one_line(f"{label}: {text}" if label else text))
+        return
+    columns = _columns(sys.stdout)
+    before = len(indent) + max(size, len(label))
+    lines = [text] if columns is None else _wrapped(one_line(text), max(columns - before, _LEAST_WIDTH))
+    padding = " " * (before - len(indent) - len(label))
+    first, *others = lines
+    _echo(f"{indent}{_styled(label, colour)}{padding}{_styled(first, text_colour)}".rstrip())
+    for line in others:
+        _echo(f"{' ' * before}{one_line(line)}")
 
 
-def say_wrapped(label: str, text: str, *, colour: str | None = None) -> None:
-    """Print a text beside its label, in several lines where the terminal is too narrow for one."""
-    columns = width()
-    lines = [text]
-    if columns is not None:
-        room = max(columns - len(label), _LEAST_WIDTH)
-        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-    for line in lines:
-        say(f"{label}{line}", colour=colour)
-        label = " " * len(label)
+def say_facts(facts: Iterable[tuple[str, str]], size: int, *, indent: str = "") -> None:
+    """Print texts beside their labels; one without a label is about what the one before it is about."""
+    last = ""
+    for label, text in facts:
+        last = label or last
+        say_fact(last if is_plain() else label, text, size, indent=indent)
+
+
+def joined(*parts: str) -> str:
+    """Return the parts of a line, those left out that are empty."""
+    return (", " if is_plain() else _GAP).join(part for part in parts if part)
+
+
+def say_joined(*parts: str, colours: Mapping[int, str | None]) -> None:
+    """Print a line of parts, those left out that are empty; some, by their position, have a colour."""
+    _echo(joined(*(_styled(part, colours.get(place)) for place, part in enumerate(parts) if part)))
 
 
 def say_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, flexible: int, styles: Sequence[str | None]
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    flexible: int,
+    styles: Sequence[str | None],
+    grouped: int | None = None,
 ) -> None:
     """Print a table whose columns are as wide as their content.
 
+    Where it does not fit, the flexible column is shortened, and the last one goes on in the next line; where
+    that is not enough, and with ``--plain``, each row is printed as lines of heading and cell.
+
     Args:
         headings: one for each column.
-        rows: the cells, plain text.
-        flexible: the column that is shortened where the terminal is too narrow.
-        styles: a colour for each row's last cell, or None.
+        rows: the cells, plain text; a row that begins with an empty cell goes on with the one before it.
+        flexible: the column that is shortened.
+        styles: a colour for each row's last cell, or None; what is before a colon gets it.
+        grouped: a column that is shown only where it differs from the row before.
     """
-    cells = [list(headings), *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
-    if (limit := width()) is not None:
-        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - limit
-        widths[flexible] = max(min(widths[flexible], _LEAST_WIDTH), widths[flexible] - max(excess, 0))
-    for row, colour in zip(cells, [None, *styles], strict=True):
-        row[flexible] = shortened(row[flexible], widths[flexible])
-        *first, last = row
-        text = _GAP.join(cell.ljust(size) for cell, size in zip(first, widths, strict=False))
-        click.echo(f"{text}{_GAP}{_styled(last, colour)}".rstrip(), color=_colours(sys.stdout))
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    columns = None if is_plain() else _columns(sys.stdout)
+    last = len(headings) - 1
+    if columns is not None:
+        excess = sum(widths) + len(_GAP) * last - columns
+        if flexible != last and excess > 0:
+            widths[flexible] = max(min(widths[flexible], _LEAST_WIDTH), widths[flexible] - excess)
+        widths[last] = columns - sum(widths[:last]) - len(_GAP) * last
+    if is_plain() or (cells and columns is not None and widths[last] < _LEAST_WIDTH):
+        _say_records(headings, cells, styles)
+        return
+    before: Sequence[str] | None = None
+    for row, colour in zip([list(headings), *cells], [None, *styles], strict=True):
+        shown = list(row)
+        if grouped is not None and before is not None and before[grouped] == row[grouped]:
+            shown[grouped] = ""
+        before = row
+        for position in range(last):
+            shown[position] = shortened(shown[position], widths[position]).ljust(widths[position])
+        first, *others = [shown[last]] if columns is None else _wrapped(shown[last], widths[last])
+        _echo(_GAP.join([*shown[:last], _headed(first, colour)]).rstrip())
+        for line in others:
+            _echo(" " * (sum(widths[:last]) + len(_GAP) * last) + line)
+
+
+def _say_records(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str | None]
+) -> None:
+    """Print each row as lines of heading and cell, with an empty line between rows."""
+    for position, (row, colour) in enumerate(zip(rows, styles, strict=True)):
+        if position and row[0]:
+            _echo("")
+        for heading, cell in zip(headings, row, strict=True):
+            if cell:
+                text = _headed(cell, colour) if heading == headings[-1] else cell
+                _echo(f"{heading.capitalize()}: {text}")
 
 
 def shortened(text: str, size: int) -> str:
@@ -97,9 +213,42 @@ def shortened(text: str, size: int) -> str:
     return text if len(text) <= size else text[: size - 1] + "…"
 
 
+def _echo(text: str, *, is_data: bool = True) -> None:
+    """Print lines; whatever comes from outside has no control characters any more."""
+    progress = _progress.get(None)
+    if progress is None:
+        click.echo(text, err=not is_data, color=_colours(sys.stdout))
+        return
+    with progress.paused():
+        click.echo(text, err=not is_data, color=_colours(sys.stdout))
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Return lines of ``text`` that break between words, and in no command."""
+    held = _COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN), text)
+    lines = textwrap.wrap(held, columns, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(_UNBROKEN, " ") for line in lines] or [""]
+
+
 def _styled(text: str, colour: str | None) -> str:
     return click.style(one_line(text), fg=colour) if colour else one_line(text)
 
 
+def _headed(text: str, colour: str | None) -> str:
+    """Return a text whose verdict, up to the colon, has a colour."""
+    head, colon, rest = text.partition(":")
+    return f"{_styled(head, colour)}{colon}{rest}"
+
+
+def _columns(stream: TextIO) -> int | None:
+    """Return how wide a terminal is; None when nobody watches."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
 def _colours(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if is_plain() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()

@@ -5,11 +5,13 @@ from typing import Any
 from virtpass.cli.devices import device_json, title, verdict
 from virtpass.cli.domains import report_json
 from virtpass.cli.hooks import STATES, status_json
-from virtpass.cli.output import say, say_json
+from virtpass.cli.output import joined, say, say_fact, say_facts, say_json
 from virtpass.operations.domains import DomainReport
 from virtpass.operations.overview import Overview, overview
 from virtpass.system.errors import one_line
 from virtpass.system.host import Host
+
+_LABEL = 9
 
 
 def show(host: Host, *, as_json: bool) -> None:
@@ -18,8 +20,9 @@ def show(host: Host, *, as_json: bool) -> None:
     if as_json:
         say_json(_json(found))
         return
-    for label, text in _lines(found):
-        say(f"{label:<9}{text}".rstrip())
+    say_facts(_lines(found), _LABEL)
+    say()
+    say_fact("Next", found.next_step, _LABEL)
 
 
 def _lines(found: Overview) -> list[tuple[str, str]]:
@@ -29,25 +32,27 @@ def _lines(found: Overview) -> list[tuple[str, str]]:
     else:
         lines = [("Host", "no IOMMU is active: no device can be given to a domain")]
     cards = [
-        f"{card.device.address}  {title(card)}  {card.device.driver or '-'}  {verdict(card)}"
+        joined(str(card.device.address), title(card), card.device.driver or "no driver", verdict(card))
         for card in found.displays
     ]
     lines += _labelled("Cards", cards or ["none"])
     others = [one for one in found.lent if not one.device.is_display]
-    lines += _labelled("Lent", [f"{one.device.address}  {title(one)}  to {one.lent_to}" for one in others])
+    lines += _labelled(
+        "Lent", [joined(str(one.device.address), title(one), f"to {one.lent_to}") for one in others]
+    )
     version = f" ({found.hook.version})" if found.hook.version else ""
     lines.append(("Hook", STATES[found.hook.state] + version))
     if found.domains is None:
         lines.append(("Domains", f"unknown: {found.libvirt_problem}"))
     else:
         lines += _labelled("Domains", [_domain(one) for one in found.domains] or ["none has a PCI device"])
-    return [*lines, ("", ""), ("Next", found.next_step)]
+    return lines
 
 
 def _domain(report: DomainReport) -> str:
     state = "running" if report.is_active else "shut off"
     devices = ", ".join(str(device.address) for device in report.devices)
-    return f"{one_line(report.name)}  {state}  {devices}{'' if report.is_ours else '  (not looked after)'}"
+    return joined(one_line(report.name), state, devices, "" if report.is_ours else "(not looked after)")
 
 
 def _labelled(label: str, texts: list[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import agree, note, say, say_json, say_wrapped
+from virtpass.cli.output import agree, note, say, say_fact, say_facts, say_json
 from virtpass.host.boot import Note, Severity
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import Iommu, IommuState
@@ -20,9 +20,11 @@ from virtpass.operations import host_preparation
 from virtpass.system.errors import EXIT_FAILED, UsageError
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
+from virtpass.system.tasks import under_way
 from virtpass.transaction.engine import TransactionError
 
 _DIFF_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+_LABEL = 12
 _VERDICT_COLOURS = {
     Verdict.RIGHT: "green",
     Verdict.WAITING: "yellow",
@@ -240,7 +242,8 @@ def status(context: click.Context, root: str | None, as_json: bool) -> None:
     Compares what was applied with the files, the boot entries, the initramfs, the running kernel and the
     drivers. The exit status is 1 if something is not as it should be.
     """
-    found = host_preparation.status(_below(context, root))
+    with under_way("comparing what was applied with what is"):
+        found = host_preparation.status(_below(context, root))
     if as_json:
         say_json(_status_json(found))
     else:
@@ -251,24 +254,24 @@ def status(context: click.Context, root: str | None, as_json: bool) -> None:
 
 def _show_status(found: host_preparation.HostStatus) -> None:
     facts = found.facts
-    for label, text in (
+    shown = [
         ("System", _system(facts)),
         ("IOMMU", _iommu(found.iommu)),
         ("Interrupts", _interrupts(found.iommu)),
         *_kernels(found.kernels),
-    ):
-        say_wrapped(f"{label:<12}", text)
+    ]
+    say_facts(shown, _LABEL)
     if found.is_unfinished:
-        say_wrapped(f"{'Unfinished':<12}", "a change was cut off half way")
+        say_fact("Unfinished", "a change was cut off half way", _LABEL)
         note("next: virtpass host recover")
     if found.record is not None:
         applied = " ".join(found.record.arguments) or "no kernel argument"
     else:
         applied = "" if found.checks else "nothing"
-    say_wrapped(f"{'Applied':<12}", applied)
+    say_fact("Applied", applied, _LABEL)
     for check in found.checks:
         colour = _VERDICT_COLOURS[check.verdict]
-        say_wrapped(f"  {check.verdict.value:<21} ", check.text, colour=colour)
+        say_fact(check.verdict.value, check.text, 22, indent="  ", colour=colour)
 
 
 def _system(facts: HostFacts) -> str:
@@ -382,8 +385,7 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
     if as_json:
         say_json(plan_json(wanted))
         return
-    for label, text in _summary(wanted):
-        say_wrapped(f"{label:<12}", text)
+    say_facts(_summary(wanted), _LABEL)
     show_changes(wanted)
     if wanted.is_empty:
         note("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))

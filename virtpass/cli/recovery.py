@@ -6,7 +6,7 @@ from virtpass.cli import options
 from virtpass.cli.output import note, say, say_json
 from virtpass.operations import recovery
 from virtpass.operations.recovery import Recovery
-from virtpass.system.errors import EXIT_FAILED, UnavailableError
+from virtpass.system.errors import EXIT_FAILED
 from virtpass.system.host import Host
 
 
@@ -28,7 +28,7 @@ def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool, at_b
     """
     host: Host = context.obj
     # To ask libvirt would start it, and that waits for this command.
-    ask = _nobody if at_boot else lambda: _active(uri)
+    ask = _nobody if at_boot else lambda: recovery.active_domains(uri, say=note)
     found = recovery.recover(host, ask, dry_run=dry_run, at_boot=at_boot)
     if as_json:
         say_json([_json(one) for one in found])
@@ -40,21 +40,6 @@ def recover(context: click.Context, uri: str, dry_run: bool, as_json: bool, at_b
 
 def _nobody() -> None:
     """Tell that libvirt does not say which domains run."""
-
-
-def _active(uri: str) -> frozenset[str] | None:
-    from virtpass.system.libvirt import Connection
-
-    try:
-        connection = Connection.open(uri)
-    except UnavailableError as error:
-        if error.reference == "no-answer":
-            # The daemon is there and waits for something, perhaps for a hook that is at work just now.
-            raise
-        note(f"libvirt does not say which domains run ({error.what}): the kernel tells")
-        return None
-    with connection:
-        return connection.active_uuids()
 
 
 def _show(found: list[Recovery]) -> None:

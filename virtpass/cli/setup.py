@@ -13,7 +13,7 @@ from virtpass.cli import options
 from virtpass.cli.devices import title, verdict
 from virtpass.cli.domains import show_diff
 from virtpass.cli.hooks import STATES, show_rehearsal
-from virtpass.cli.output import agree, note, say, say_wrapped
+from virtpass.cli.output import agree, joined, note, say, say_fact
 from virtpass.cli.preparation import show_changes
 from virtpass.domain.policy import meaning, parse_settings
 from virtpass.operations import domains
@@ -32,6 +32,7 @@ from virtpass.system.errors import (
 )
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.system.tasks import under_way
 
 _DISPLAY = "display"
 _LABEL = 9
@@ -77,7 +78,8 @@ def setup(
                     "leave the options out; with ADDRESS and DOMAIN another one is begun",
                 )
             note(f"going on with {begun.wish.address} for {one_line(begun.wish.domain)}")
-            plan = operation.resume(connection, host, begun)
+            with under_way("looking at host, hook and domain"):
+                plan = operation.resume(connection, host, begun)
             # It was agreed to before the reboot, for the domain as it was then.
             agreed = yes or begun.is_of(plan.domain)
             if not agreed:
@@ -85,7 +87,8 @@ def setup(
         else:
             wish = _wish(connection, host, address, name, parse_settings(settings))
             wish = replace(wish, bind=bind, unsafe_interrupts=unsafe_interrupts)
-            plan = operation.plan_setup(connection, host, wish)
+            with under_way("looking at host, hook and domain"):
+                plan = operation.plan_setup(connection, host, wish)
             agreed = yes
         _show(plan)
         if dry_run:
@@ -101,7 +104,8 @@ def setup(
             return
         if plan.is_empty:
             note("all of this is set up already")
-        found = operation.check_start(connection, host, plan.wish.domain)
+        with under_way("looking what the next start would do"):
+            found = operation.check_start(connection, host, plan.wish.domain)
     say(f"At the next start of {one_line(found.name)}:")
     show_rehearsal(found)
     if found.problem is not None:
@@ -146,7 +150,7 @@ def _is_last(cards: Sequence[DeviceReport], address: PciAddress) -> bool:
 def _choose_card(cards: Sequence[DeviceReport]) -> PciAddress:
     if not cards:
         raise NotFoundError("no-card", "this host has no graphics card that Linux sees", "virtpass devices")
-    lines = [f"{one.device.address}  {title(one)}  {verdict(one)}" for one in cards]
+    lines = [joined(str(one.device.address), title(one), verdict(one)) for one in cards]
     ready = [place for place, one in enumerate(cards) if one.verdict.level is Level.READY]
     return cards[_choose("Which card?", "ADDRESS", lines, ready)].device.address
 
@@ -198,17 +202,17 @@ def _can_ask() -> bool:
 def _show(plan: SetupPlan) -> None:
     """Print the whole plan."""
     for one in plan.card:
-        say_wrapped(f"{'Card':<{_LABEL}}", f"{one.device.address}  {title(one)}  {verdict(one)}")
-    say_wrapped(f"{'Host':<{_LABEL}}", "is ready" if plan.host.is_empty else "has to be prepared:")
+        say_fact("Card", joined(str(one.device.address), title(one), verdict(one)), _LABEL)
+    say_fact("Host", "is ready" if plan.host.is_empty else "has to be prepared:", _LABEL)
     if not plan.host.is_empty:
         show_changes(plan.host)
     hook = STATES[plan.hook.state] if plan.hook.works else f"{STATES[plan.hook.state]}: will be installed"
-    say_wrapped(f"{'Hook':<{_LABEL}}", hook)
+    say_fact("Hook", hook, _LABEL)
     name = one_line(plan.domain.name)
-    say_wrapped(f"{'Domain':<{_LABEL}}", f"{name} has the card" if plan.domain.is_empty else f"{name}:")
+    say_fact("Domain", f"{name} has the card" if plan.domain.is_empty else f"{name}:", _LABEL)
     show_diff(plan.domain)
     special = ", ".join(f"{key}={value}" for key, value in plan.policy.attributes().items())
-    say_wrapped(f"{'Policy':<{_LABEL}}", special)
+    say_fact("Policy", special, _LABEL)
     for text in plan.notes:
         note(f"note: {text}")
     if plan.waits_for_reboot:

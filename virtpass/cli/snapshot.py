@@ -8,6 +8,7 @@ from virtpass.operations import snapshot as operation
 from virtpass.operations.snapshot import Taken
 from virtpass.system.errors import UsageError
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 
 @click.command()
@@ -24,7 +25,10 @@ def snapshot(host: Host, file: str | None, is_list: bool, as_json: bool, uri: st
     """
     if is_list == (file is not None):
         raise UsageError("snapshot-file", "one of FILE and --list is needed", "virtpass snapshot FILE")
-    taken = operation.list_snapshot(host, uri) if file is None else operation.take_snapshot(host, file, uri)
+    with under_way("reading this host"):
+        taken = (
+            operation.list_snapshot(host, uri) if file is None else operation.take_snapshot(host, file, uri)
+        )
     if as_json:
         say_json(_json(taken))
     elif file is None:

@@ -13,6 +13,7 @@ from virtpass.operations.uninstall import UninstallPlan
 from virtpass.system.errors import PermissionDeniedError, UnavailableError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.system.tasks import under_way
 
 
 @click.command()
@@ -26,7 +27,8 @@ def uninstall(host: Host, yes: bool, dry_run: bool, uri: str) -> None:
     The program itself stays, until its package is removed.
     """
     with _connected(uri) as connection:
-        plan = operation.plan_uninstall(connection, host)
+        with under_way("looking at domains, host and hook"):
+            plan = operation.plan_uninstall(connection, host)
         _show(plan)
         if dry_run or plan.is_empty:
             return

@@ -9,6 +9,7 @@ from virtpass.operations.locking import locked
 from virtpass.system.daemon import active_daemon, reload_daemon
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost, typed
+from virtpass.system.tasks import under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def show_hook(host: Host) -> tuple[HookStatus, str | None]:
 
 
 def _told(host: Host, change: Callable[[Host], bool]) -> HookResult:
-    with locked(host):
+    with locked(host), under_way("changing the files of the hook"):
         changed = change(host)
     unit = None if host.root else active_daemon()
     if unit is not None:

@@ -63,7 +63,11 @@ def plan(host: Host, wishes: Wishes) -> HostPlan:
 
 
 def status(host: Host) -> HostStatus:
-    """Return how a host stands; changes nothing."""
+    """Return how a host stands; changes nothing.
+
+    Raises:
+        FailedError: what is on record cannot be read.
+    """
     facts = read_facts(host)
     if isinstance(host, RecordedHost):
         # Images of the initramfs are in no snapshot: what they were compared with then still counts.
@@ -186,7 +190,7 @@ def plan_confirm(host: Host) -> HostPlan:
 
 
 def plan_undo(host: Host, *, without_bootloader: bool = False) -> HostPlan | None:
-    """Return what `revert` would do, None when nothing is applied; changes nothing.
+    """Return what takes back all that was applied, for `apply`; None when nothing is. Changes nothing.
 
     Args:
         host: the host.
@@ -214,7 +218,12 @@ def is_unfinished(host: Host) -> bool:
 
 
 def pending(host: Host, *, keep: bool = False) -> list[str]:
-    """Return what `recover` would do, as sentences without a full stop; changes nothing."""
+    """Return what `recover` would do, as sentences without a full stop; changes nothing.
+
+    Raises:
+        PermissionDeniedError: this user may not read the record.
+        FailedError: it cannot be read.
+    """
     return _transaction(host).foreseen(keep=keep)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from virtpass.binding import engine
 from virtpass.hook.entry import release_late
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 
 @contextmanager
@@ -18,7 +19,8 @@ def locked(host: Host) -> Iterator[None]:
     Raises:
         FailedError: somebody else kept the lock for too long.
     """
-    lock = engine.lock(host)
+    with under_way("waiting for another virtpass command, or a domain's start or stop", engine.LOCK_DEADLINE):
+        lock = engine.lock(host)
     try:
         try:
             yield

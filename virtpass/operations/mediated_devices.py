@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from virtpass.binding import engine, safety
 from virtpass.binding.journal import is_uuid
 from virtpass.domain.hostdev import mediated_uuids
+from virtpass.operations.connecting import connected_if_there
 from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -23,7 +24,7 @@ from virtpass.pci.mediated import (
 )
 from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError
 from virtpass.system.host import Host
-from virtpass.system.libvirt import Connection
+from virtpass.system.libvirt import SYSTEM, Connection
 from virtpass.system.worker import NoAnswer
 
 # Seconds; the driver may set up memory of the card.
@@ -111,6 +112,9 @@ def plan_create(host: Host, parent: PciAddress, type_name: str, wanted: str | No
         FailedError: a driver hangs with it.
     """
     name = parse_uuid(wanted) if wanted is not None else str(uuid.uuid4())
+    # First: a device that is lent has no types as long as it is.
+    engine.refuse_stuck(host, parent)
+    safety.refuse_lent(host, [parent], "")
     types = {one.name: one for one in _types(host, parent)}
     # Only a name that is there becomes part of a path.
     if type_name not in types:
@@ -120,8 +124,6 @@ def plan_create(host: Host, parent: PciAddress, type_name: str, wanted: str | No
         raise RefusedError(
             "mediated-exists", f"there is a mediated device {name} already", "choose another UUID"
         )
-    engine.refuse_stuck(host, parent)
-    safety.refuse_lent(host, [parent], "")
     chosen = types[type_name]
     if chosen.available == 0:
         raise RefusedError(
@@ -138,7 +140,7 @@ def plan_remove(host: Host, text: str, ask_users: Users) -> MediatedPlan:
     Args:
         host: the host.
         text: its UUID.
-        ask_users: returns running domains by the mediated devices that they have.
+        ask_users: returns running domains by the mediated devices that they have, as `ask_users` does.
 
     Raises:
         UsageError: the UUID is none.
@@ -191,6 +193,25 @@ def users(connection: Connection) -> dict[str, str]:
         if domain.is_active
         for name in mediated_uuids(domain.live_xml())
     }
+
+
+def ask_users(uri: str = SYSTEM, *, say: Callable[[str], None] = lambda _: None) -> dict[str, str]:
+    """Return what `users` does, and nothing when there is no daemon: open VFIO groups tell then.
+
+    Args:
+        uri: the libvirt connection.
+        say: told, in one sentence without a full stop, when there is no daemon.
+
+    Raises:
+        UnavailableError: the daemon does not answer; it may just be starting a domain that has the device.
+        PermissionDeniedError: this user may not connect.
+        UsageError: the URI is none.
+    """
+    connection = connected_if_there(uri, say, "open VFIO groups tell")
+    if connection is None:
+        return {}
+    with connection:
+        return users(connection)
 
 
 def has_mdevctl(host: Host) -> bool:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 from virtpass.binding import engine, functions, reservations
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
+from virtpass.operations.connecting import connected_if_there
 from virtpass.operations.locking import locked
 from virtpass.pci.address import PciAddress
 from virtpass.pci.functions import PhysicalFunction
 from virtpass.system.errors import VirtpassError, one_line
 from virtpass.system.host import Host
+from virtpass.system.libvirt import SYSTEM
+from virtpass.system.tasks import under_way
 
 # Effects that are undone by starting services: of the system, and of users who are not logged in at boot.
 _SERVICES = ("unit", "user-units")
@@ -45,9 +48,9 @@ def recover(
 
     Args:
         host: the host.
-        ask_active: returns the UUIDs of the running domains, or None when there is no libvirt daemon that
-            knows; what the kernel and the record say decides then (`virtpass.binding.reservations`). An error
-            of it ends the recovery.
+        ask_active: returns the UUIDs of the running domains, as `active_domains` does, or None when there is
+            no libvirt daemon that knows; what the kernel and the record say decides then
+            (`virtpass.binding.reservations`). An error of it ends the recovery.
         dry_run: change nothing.
         at_boot: services that were stopped are left to systemd, which is about to start them: to wait for
             them would be to wait for ourselves.
@@ -64,7 +67,7 @@ def recover(
     if dry_run:
         found = [_recover(host, uuid, active, dry_run=True, at_boot=at_boot) for uuid in journals(host)]
         return found + _recover_functions(host, dry_run=True)
-    with locked(host):
+    with locked(host), under_way("giving back what was lent"):
         found = [
             _recover(host, uuid, active, dry_run=False, at_boot=at_boot)
             if known.get(uuid) == _version(host, uuid)
@@ -72,6 +75,27 @@ def recover(
             for uuid in journals(host)
         ]
         return found + _recover_functions(host, dry_run=False)
+
+
+def active_domains(
+    uri: str = SYSTEM, *, say: Callable[[str], None] = lambda _: None
+) -> frozenset[str] | None:
+    """Return the UUIDs of the running domains, as `recover` asks for them; None when there is no daemon.
+
+    Args:
+        uri: the libvirt connection.
+        say: told, in one sentence without a full stop, when there is no daemon.
+
+    Raises:
+        UnavailableError: the daemon does not answer; it may just be starting a domain.
+        PermissionDeniedError: this user may not connect.
+        UsageError: the URI is none.
+    """
+    connection = connected_if_there(uri, say, "the kernel tells")
+    if connection is None:
+        return None
+    with connection:
+        return connection.active_uuids()
 
 
 def _recover_functions(host: Host, *, dry_run: bool) -> list[Recovery]:

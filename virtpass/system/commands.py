@@ -10,6 +10,7 @@ from functools import cache
 from virtpass.system import waiting
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
+from virtpass.system.tasks import under_way
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # In the environment of every program that `run_command` starts, and of all that these start.
@@ -82,16 +83,17 @@ def output_of(host: Host, argv: tuple[str, ...], deadline: float, limit: int = 1
     if isinstance(host, RecordedHost):
         return None
     try:
-        done = subprocess.run(
-            _rooted(host, argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-            cwd="/",
-            timeout=deadline,
-            check=False,
-        )
+        with under_way(f"running {' '.join(argv)}", deadline):
+            done = subprocess.run(
+                _rooted(host, argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                cwd="/",
+                timeout=deadline,
+                check=False,
+            )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode != 0 or len(done.stdout) > limit:

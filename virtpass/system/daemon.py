@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 from virtpass.system.errors import FailedError
+from virtpass.system.tasks import under_way
 
 UNITS = ("virtqemud.service", "libvirtd.service")
 _DEADLINE = 60
@@ -52,7 +53,8 @@ def reload_daemon(unit: str) -> None:
     Raises:
         FailedError: systemd could not do it.
     """
-    done = _systemctl("reload", unit)
+    with under_way(f"reloading {unit}", _DEADLINE):
+        done = _systemctl("reload", unit)
     if done.returncode:
         raise FailedError(
             "daemon-reload",

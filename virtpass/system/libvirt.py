@@ -22,6 +22,7 @@ from virtpass.system.errors import (
     UsageError,
     VirtpassError,
 )
+from virtpass.system.tasks import under_way
 
 SYSTEM = "qemu:///system"
 
@@ -318,7 +319,8 @@ def _answer(call: Callable[[], Result], deadline: float, task: str) -> Result:
 
     threading.Thread(target=ask, name="libvirt", daemon=True).start()
     try:
-        result, error = answers.get(timeout=deadline)
+        with under_way(f"libvirt: {task}", deadline):
+            result, error = answers.get(timeout=deadline)
     except queue.Empty:
         raise _NoAnswer(
             "no-answer",

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
+from virtpass.system.tasks import under_way
 
 _PAUSE = 0.1
 # The locks of package managers, and how each takes its own. Sources: dpkg's doc/frontend.txt and
@@ -111,13 +112,14 @@ def _leave_zypp(host: Host) -> None:
 
 
 def _wait(is_free: Callable[[], bool], name: str, path: str, end: float) -> None:
-    while not is_free():
-        if time.monotonic() >= end:
-            raise RefusedError(
-                "package-manager",
-                f"{name} is at work ({path} is locked), and may be writing to the boot partition too",
-                f"wait until it has ended; where no {name} runs, remove {path}"
-                if path == _PACMAN
-                else "wait until it has ended",
-            )
-        time.sleep(_PAUSE)
+    with under_way(f"waiting for {name} to end", end - time.monotonic()):
+        while not is_free():
+            if time.monotonic() >= end:
+                raise RefusedError(
+                    "package-manager",
+                    f"{name} is at work ({path} is locked), and may be writing to the boot partition too",
+                    f"wait until it has ended; where no {name} runs, remove {path}"
+                    if path == _PACMAN
+                    else "wait until it has ended",
+                )
+            time.sleep(_PAUSE)

@@ -26,6 +26,7 @@ from virtpass.system.files import (
     write_state,
 )
 from virtpass.system.host import TEMPORARY, Host
+from virtpass.system.tasks import under_way
 from virtpass.transaction import journal, outputs
 from virtpass.transaction.interrupts import Interrupts, held
 from virtpass.transaction.journal import Pending, Room
@@ -64,7 +65,9 @@ def locked(host: Host, room: Room) -> Iterator[None]:
     Raises:
         FailedError: somebody else kept the lock for too long.
     """
-    lock = host.lock("/run/virtpass", f"{os.path.basename(room.directory)}.lock", _LOCK_DEADLINE)
+    name = f"{os.path.basename(room.directory)}.lock"
+    with under_way("waiting for another virtpass command", _LOCK_DEADLINE):
+        lock = host.lock("/run/virtpass", name, _LOCK_DEADLINE)
     try:
         yield
     finally:
@@ -78,7 +81,8 @@ class Transaction:
         host: where the files are.
         room: where the records lie.
         run: how a command is run.
-        say: told, in one sentence without a full stop, what is being done.
+        say: told, in one sentence without a full stop, what is done; what takes long is told as a task
+            (`virtpass.system.tasks`).
     """
 
     def __init__(self, host: Host, room: Room, run: Runner, say: Callable[[str], None]) -> None:
@@ -272,7 +276,8 @@ class Transaction:
             paths = set(outputs.matching(host, patterns))
             paths |= outputs.behind_links(host, paths) | {kept.path for kept in restore}
             outputs.refuse_without_room(host, room.directory, paths)
-            with interrupts.heard():
+            copying = under_way("copying what the commands may write")
+            with interrupts.heard(), copying:
                 if paths:
                     os.close(host.open_directory(room.outputs, create=0o700))
                 copies = outputs.keep(host, room.outputs, sorted(paths))
@@ -314,8 +319,8 @@ class Transaction:
     def _problem_of(self, command: Command) -> tuple[str, list[str]]:
         """Run a command; return what went wrong, nothing if all is well, and the lines that it printed."""
         words = " ".join(command.argv)
-        self._say(f"running {words}" + (f" ({command.cost})" if command.cost else ""))
-        outcome = self._run(self._host, command.argv, command.deadline)
+        with under_way(f"running {words}", command.deadline, is_long=True):
+            outcome = self._run(self._host, command.argv, command.deadline)
         output = [one_line(line) for line in outcome.output.splitlines()]
         if outcome.status == 0:
             return "", []
@@ -324,8 +329,7 @@ class Transaction:
         return f"{words} failed with status {outcome.status}", output
 
     def _prove(self, prove: Callable[[], list[str]], interrupts: Interrupts) -> None:
-        self._say("checking the result")
-        with interrupts.heard():
+        with interrupts.heard(), under_way("checking the result", is_long=True):
             wrong = prove()
         if wrong:
             raise TransactionError("proof", f"the result is not as planned: {'; '.join(wrong)}")
