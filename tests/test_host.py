@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -420,3 +421,21 @@ def test_a_file_of_ours_is_read_whole_or_not_at_all(own: Host, monkeypatch: pyte
     monkeypatch.setattr(files, "MAX_OWN", len(content) - 1)
     with pytest.raises(FailedError, match="is larger than"):
         own.read_own("/run/virtpass", "record")
+
+
+def test_the_umask_of_whoever_calls_changes_no_directory(own: Host) -> None:
+    before = os.umask(0o077)
+    try:
+        os.close(own.open_directory("/var/lib/virtpass", create=0o755))
+        own.append_own("/run/virtpass/lent", "x", b"y")
+    finally:
+        os.umask(before)
+    for path in ("/var/lib/virtpass", "/run/virtpass/lent"):
+        assert stat.S_IMODE(os.stat(own.path(path)).st_mode) == 0o755
+
+
+def test_a_root_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(RefusedError, match="others than root may write to"):
+        Host(str(tmp_path)).append_own("/run/virtpass", "x", b"y")
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from virtpass.binding.journal import DIRECTORY as JOURNALS
 from virtpass.binding.journal import journals, read_journal
 from virtpass.hook.payload import sources, stamp
+from virtpass.system.commands import environment
 from virtpass.system.errors import FailedError, RefusedError, UnavailableError
 from virtpass.system.host import TEMPORARY, Host
 from virtpass.system.resources import directory
@@ -208,7 +209,12 @@ def _compile(host: Host, base: str) -> None:
     argv = [INTERPRETER, "-IS", "-m", "compileall", "-q", host.path(base)]
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMPILE_DEADLINE, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment(),
+            timeout=_COMPILE_DEADLINE,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FailedError("compile", f"{INTERPRETER} does not run: {error}") from error

@@ -12,7 +12,7 @@ from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
 from virtpass.system.tasks import under_way
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # In the environment of every program that `run_command` starts, and of all that these start.
 _MARK = "VIRTPASS_COMMAND"
 # Enough to see why a program failed.
@@ -59,7 +59,7 @@ def run_command(host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_environment(), _MARK: mark()},
+                env={**environment(), _MARK: mark()},
                 cwd="/",
                 start_new_session=True,
                 umask=_UMASK,
@@ -89,7 +89,7 @@ def output_of(host: Host, argv: tuple[str, ...], deadline: float, limit: int = 1
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=environment(),
                 cwd="/",
                 timeout=deadline,
                 check=False,
@@ -144,8 +144,9 @@ def _rooted(host: Host, argv: tuple[str, ...]) -> list[str]:
     return ["chroot", host.root, *argv] if host.root else list(argv)
 
 
-def _environment() -> dict[str, str]:
-    return {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+def environment() -> dict[str, str]:
+    """Return the environment of each program that is run, whatever that of the caller is."""
+    return {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -7,6 +7,7 @@ reload sends (virHookCall and remote_daemon.c in libvirt's sources).
 import shutil
 import subprocess
 
+from virtpass.system.commands import PATH, environment
 from virtpass.system.errors import FailedError
 from virtpass.system.tasks import under_way
 
@@ -19,7 +20,7 @@ def active_daemon() -> str | None:
 
     A daemon that is not running is started by its socket and looks for hooks then.
     """
-    if shutil.which("systemctl") is None:
+    if shutil.which("systemctl", path=PATH) is None:
         return None
     for unit in UNITS:
         if _systemctl("is-active", "--quiet", unit).returncode == 0:
@@ -69,6 +70,7 @@ def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["systemctl", "--no-ask-password", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            env=environment(),
             text=True,
             timeout=_DEADLINE,
             check=False,

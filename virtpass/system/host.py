@@ -382,11 +382,12 @@ class Host:
         return descriptor
 
     def _step(self, parent: int, name: str, walked: str, create: int) -> int:
+        is_new = bool(create)
         if create:
             try:
                 os.mkdir(name, create, dir_fd=parent)
             except FileExistsError:
-                pass
+                is_new = False
             except OSError as error:
                 raise _explained(error, walked) from error
         try:
@@ -395,6 +396,9 @@ class Host:
             raise
         except OSError as error:
             raise _explained(error, walked) from error
+        if is_new:
+            # The umask of whoever calls has narrowed it.
+            os.fchmod(descriptor, create)
         state = os.fstat(descriptor)
         if not _is_own(state):
             os.close(descriptor)
