@@ -21,6 +21,7 @@ from tests.simulation import (
 from virtpass.binding.journal import journals
 from virtpass.hook import entry
 from virtpass.hook.entry import run
+from virtpass.operations.mediated_devices import create
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError
@@ -184,6 +185,15 @@ def test_a_record_that_could_not_be_written_keeps_nobody_else_out(
 def test_a_card_with_virtual_functions(host: SimulatedHost, capfd: Captured) -> None:
     host.link(f"/sys/bus/pci/devices/{NIC}/virtfn0", f"/sys/bus/pci/devices/{TWIN}")
     assert "has 1 virtual functions" in refused(host, capfd, domain_xml(NIC))
+
+
+def test_a_card_with_mediated_devices(host: SimulatedHost, capfd: Captured) -> None:
+    """Unbinding its driver would wait for whoever has one of them."""
+    host.add_mediated_type(NIC, "small", 1)
+    made = create(host, NIC, "small").uuid
+    assert f"has mediated devices, which would vanish from whoever uses them: {made}" in refused(
+        host, capfd, domain_xml(NIC)
+    )
 
 
 def test_a_virtual_machine_that_somebody_else_started_has_it(host: SimulatedHost, capfd: Captured) -> None:

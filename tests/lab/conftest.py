@@ -86,10 +86,19 @@ def desktop(package: Path) -> Iterator[Machine]:
         yield machine
 
 
+@pytest.fixture(scope="module")
+def two_processors(package: Path) -> Iterator[Machine]:
+    """The same with two processors, and frequencies for them that change nothing."""
+    with installed(DESKTOP, package, processors=2) as machine:
+        machine.run(["virtpass", "hook", "install"]).check()
+        machine.run(["modprobe", "-a", "lab_cpufreq", "cpufreq_powersave"]).check()
+        yield machine
+
+
 @contextmanager
-def installed(kind: Kind, package: Path) -> Iterator[Machine]:
+def installed(kind: Kind, package: Path, processors: int | None = None) -> Iterator[Machine]:
     """Run a machine of `kind` with `package` installed."""
-    with Machine(image.ready(kind)) as machine:
+    with Machine(image.ready(kind), processors=processors) as machine:
         machine.install(package)
         say(f"the machine {kind.name} is ready, with {package.name}")
         yield machine
@@ -108,6 +117,15 @@ def guest(bare_machine: Machine) -> Iterator[Guest]:
 def desktop_guest(desktop: Machine) -> Iterator[Guest]:
     """The same in the machine with a desktop."""
     guest = Guest(desktop)
+    guest.define()
+    yield guest
+    guest.remove()
+
+
+@pytest.fixture
+def small_guest(two_processors: Machine) -> Iterator[Guest]:
+    """The same in the machine with two processors."""
+    guest = Guest(two_processors)
     guest.define()
     yield guest
     guest.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .emulator import Emulator
@@ -69,3 +69,7 @@ class Image:
     def initrd(self) -> Path:
         """The kernel's initial RAM file system."""
         return self.folder / "initrd"
+
+    def under_uefi(self) -> Image:
+        """Return the same for a machine with UEFI, whose kernel begins on the framebuffer of the firmware."""
+        return replace(self, kind=replace(self.kind, uefi=True))

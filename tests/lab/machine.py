@@ -117,6 +117,7 @@ class Machine:
         image: Image,
         *,
         flavour: topology.Flavour = topology.MIXED,
+        card: str = topology.VGA,
         kernel_arguments: Sequence[str] = (),
         memory: int = 4096,
         processors: int | None = None,
@@ -125,15 +126,16 @@ class Machine:
     ) -> None:
         """Describe a machine that boots `image`, with more `kernel_arguments`.
 
-        `memory` is in MiB. What the machine writes is lost when it stops, except with `writable`. Without
-        `own_loader`, QEMU gives it kernel and arguments even if it has a bootloader. Raises ValueError for
-        kernel arguments of a machine that gets them from its own bootloader.
+        `card` is one of those in `topology`, `memory` is in MiB. What the machine writes is lost when it
+        stops, except with `writable`. Without `own_loader`, QEMU gives it kernel and arguments even if it has
+        a bootloader. Raises ValueError for kernel arguments of a machine that gets them from its own.
         """
         self.image = image
         self._own_loader = own_loader and image.kind.own_loader
         if self._own_loader and kernel_arguments:
             raise ValueError(f"{image.kind.name} has its kernel arguments from its own bootloader")
         self.flavour = flavour
+        self._card = card
         self._accelerator = accelerator.choose(image, flavour)
         self._kernel_arguments = tuple(kernel_arguments)
         self._memory = memory
@@ -401,7 +403,7 @@ class Machine:
         if not self._own_loader:
             argv += qemu.kernel(self.image, (*self.flavour.kernel_arguments, *self._kernel_arguments))
         files = qemu.files(self.image, self._folder, self._writable)
-        return [*argv, *topology.arguments(self.flavour, files)]
+        return [*argv, *topology.arguments(self.flavour, files, self._card)]
 
     def _connect(self, name: str) -> socket.socket:
         """Connect to QEMU's socket `name` as soon as it is there. Raises MachineLost."""

@@ -1,8 +1,4 @@
-"""Virtual functions of an emulated 82576, whose driver is the kernel's igb.
-
-Mediated devices are simulated only (tests/operations): Debian's kernels have no driver that offers any
-without hardware, for they come without the kernel's samples (mtty, mdpy, mbochs).
-"""
+"""Virtual functions of an emulated 82576, whose driver is the kernel's igb."""
 
 from __future__ import annotations
 

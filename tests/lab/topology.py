@@ -53,6 +53,8 @@ DRIVERS = {
 AGENT_PORT = "lab.agent"
 # The names by which QMP knows the devices.
 CARD_ID = "gpu0"
+# What the card can be, by QEMU's names: a VGA controller (class 0300), or one without VGA (class 0380).
+VGA, DISPLAY = "VGA", "bochs-display"
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class Files:
     console_log: str
 
 
-def arguments(flavour: Flavour, files: Files) -> Iterator[str]:
-    """Yield QEMU's arguments for the devices of a machine of `flavour`."""
+def arguments(flavour: Flavour, files: Files, card: str = VGA) -> Iterator[str]:
+    """Yield QEMU's arguments for the devices of a machine of `flavour`, whose card is a `card`."""
     yield from ("-nodefaults", "-vga", "none", "-display", "none")
     # The IOMMU comes first, because devices look for it when they are made.
     yield from ("-device", flavour.iommu)
@@ -111,7 +113,7 @@ def arguments(flavour: Flavour, files: Files) -> Iterator[str]:
         port = f"pcie-root-port,id=port{number},bus=pcie.0,addr={slot}.0,chassis={number},slot={number}"
         yield from ("-device", port)
     yield from ("-audiodev", "none,id=silence")
-    yield from ("-device", f"VGA,id={CARD_ID},bus=port1,addr=00.0,multifunction=on")
+    yield from ("-device", f"{card},id={CARD_ID},bus=port1,addr=00.0,multifunction=on")
     yield from ("-device", "intel-hda,id=hda,bus=port1,addr=00.1")
     yield from ("-device", "hda-duplex,bus=hda.0,audiodev=silence")
     # The twins are connected to each other and to nothing else.

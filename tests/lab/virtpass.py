@@ -34,6 +34,16 @@ def call_hook(machine: Machine, name: str, operation: str, suboperation: str, xm
     return machine.run([HOOK, name, operation, suboperation, "-"], xml)
 
 
+def prepare(machine: Machine, name: str) -> Result:
+    """Call the hook as libvirt does before a domain's start."""
+    return call_hook(machine, name, "prepare", "begin", live_xml(machine, name))
+
+
+def release(machine: Machine, name: str) -> Result:
+    """Call the hook as libvirt does after a domain's stop."""
+    return call_hook(machine, name, "release", "end", live_xml(machine, name))
+
+
 def live_xml(machine: Machine, name: str) -> bytes:
     """Return a domain's XML."""
     return machine.run(["virsh", "dumpxml", name]).check().stdout

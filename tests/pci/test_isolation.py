@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tests.simulation import AUDIO, CARD, DISK, NIC, PORT, SHARED, SPARE, TWIN, SimulatedHost
+from virtpass.operations.mediated_devices import create
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import read_inventory
 from virtpass.pci.isolation import Level, Verdict, judge
@@ -162,6 +163,14 @@ def test_virtual_functions_would_vanish(host: SimulatedHost) -> None:
     host.link(f"/sys/bus/pci/devices/{NIC}/virtfn0", f"/sys/bus/pci/devices/{TWIN}")
     assert verdict(host, NIC).level is Level.BLOCKED
     assert references(host, NIC) == {"virtual-functions"}
+
+
+def test_mediated_devices_would_vanish(host: SimulatedHost) -> None:
+    host.add_mediated_type(NIC, "small", 1)
+    create(host, NIC, "small")
+    assert verdict(host, NIC).level is Level.BLOCKED
+    assert references(host, NIC) == {"mediated-devices"}
+    assert references(host, TWIN) == set()
 
 
 def test_a_device_that_does_not_answer(host: SimulatedHost) -> None:

@@ -72,6 +72,9 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
         if count := sysfs.virtual_functions(host, address):
             what = f"{address} has {count} virtual functions, which would vanish from whoever uses them"
             raise RefusedError("virtual-functions", what, f"virtpass device functions {address} 0")
+        if made := sysfs.mediated_of(host, address):
+            what = f"{address} has mediated devices, which would vanish from whoever uses them: {made[0]}"
+            raise RefusedError("mediated-devices", what, f"virtpass mdev remove {made[0]}")
         if sysfs.driver(host, address) == sysfs.NVIDIA and not hands_over:
             raise RefusedError(
                 "nvidia-driver",

@@ -98,6 +98,10 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     if count := sysfs.virtual_functions(inventory.host, device.address):
         text = f"it has {count} virtual functions, which would vanish"
         reasons.append(Reason("virtual-functions", text, Level.BLOCKED))
+    if sysfs.mediated_of(inventory.host, device.address):
+        reasons.append(
+            Reason("mediated-devices", "it has mediated devices, which would vanish", Level.BLOCKED)
+        )
     reasons += _companions(inventory, device.group, going)
     reasons += _notes(inventory, device)
     return reasons
