@@ -157,6 +157,8 @@ def test_a_guest_has_a_fast_processor_for_itself(machine: Machine, small_guest: 
         assert present[number] == before[number]
         assert machine.run(["sh", "-c", f"echo 0 > /proc/irq/{number}/smp_affinity_list"]).status != 0
 
+    assert f", {len(staying)} of which cannot be moved" in virtpass(machine, "log").text
+
     assert governors(machine) == ["schedutil", "performance"]
     assert frequency(machine, 1) == FAST
     # What systemd reads anew is what it has in memory.

@@ -260,8 +260,8 @@ def _make_ready(
     if checked.tuning is not None:
         from virtpass.binding import tuning
 
-        with report.step("tune", "; ".join(checked.tuning.sentences)):
-            tuning.take(host, journal, checked.tuning)
+        with report.step("tune", "; ".join(checked.tuning.sentences)) as step:
+            step.detail = "; ".join(tuning.take(host, journal, checked.tuning))
     if checked.has_steps:
         from virtpass.binding import steps
 

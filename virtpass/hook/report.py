@@ -106,24 +106,29 @@ class Report:
 
 
 class Step:
-    """The time in which a step is made."""
+    """The time in which a step is made.
+
+    Attributes:
+        detail: to what; may be set anew when that is known better.
+    """
 
     def __init__(self, report: Report, name: str, detail: str) -> None:
         self._report = report
         self._name = name
-        self._detail = detail
+        self.detail = detail
         self._began = 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Step:
         """Begin."""
         self._began = time.monotonic()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Tell how long it took and what went wrong; the error goes on."""
         problem = "" if error is None else str(error) or type(error).__name__
-        self._report.done(self._name, self._detail, time.monotonic() - self._began, problem)
+        self._report.done(self._name, self.detail, time.monotonic() - self._began, problem)
 
 
 def send(priority: int, text: str) -> None:
