@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, domain_xml
 from virtpass.binding.journal import read_journal
+from virtpass.doctor.apparmor import read_profile
 from virtpass.doctor.catalogue import CHECKS, examine
 from virtpass.doctor.check import Outcome, Verdict
 from virtpass.doctor.scene import Outside, Scene
@@ -17,6 +21,7 @@ from virtpass.hook.install import HOOK, INTERPRETER
 from virtpass.host.status import Check as HostCheck
 from virtpass.host.status import Verdict as HostVerdict
 from virtpass.pci.address import PciAddress
+from virtpass.system.host import Host
 
 SECOND_CARD = PciAddress.parse("08:00.0")
 KERNEL = "6.1.0-18-amd64"
@@ -38,6 +43,7 @@ def sound(host: SimulatedHost) -> SimulatedHost:
     """A host on which nothing is to be said but that it has one screen and no hook."""
     host.put("/proc/cpuinfo", "vendor_id\t: AuthenticAMD\nflags\t\t: fpu svm\n")
     host.put("/dev/kvm")
+    host.put("/sys/class/misc/kvm/dev", "10:232\n")
     host.put("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
     host.put("/proc/cmdline", "root=/dev/vda1 quiet\n")
     host.put(f"/lib/modules/{KERNEL}/modules.dep", "kernel/vfio-pci.ko:\nkernel/vfio_iommu_type1.ko:\n")
@@ -64,6 +70,11 @@ def said(host: SimulatedHost, reference: str, outside: Outside = WELL) -> tuple[
     """Return verdict, evidence and fix of the worst that a check finds."""
     first = outcome(host, reference, outside).findings[0]
     return first.verdict, f"{first.about} {first.evidence}".strip(), first.fix
+
+
+def having(*addresses: PciAddress) -> Outside:
+    """Return that a domain has devices."""
+    return replace(WELL, domains=((GUEST, *map(str, addresses)),))
 
 
 def test_a_sound_host(sound: SimulatedHost) -> None:
@@ -100,10 +111,16 @@ def test_a_fault_in_one_check_keeps_no_other_from_its_answer(
 def test_virtualization(sound: SimulatedHost, cpuinfo: str, verdict: Verdict, words: str) -> None:
     sound.put("/proc/cpuinfo", cpuinfo)
     assert said(sound, "cpu-virtualization")[0] is Verdict.PASS
-    os.remove(sound.path("/dev/kvm"))
+    # udev makes the node at boot, whether there is anything behind it or not.
+    os.remove(sound.path("/sys/class/misc/kvm/dev"))
+    os.rmdir(sound.path("/sys/class/misc/kvm"))
     found, _, fix = said(sound, "cpu-virtualization")
     assert found is verdict
     assert words in fix
+    sound.put("/sys/module/kvm_amd/parameters/nested", "1\n")
+    assert said(sound, "cpu-virtualization")[0] is Verdict.PASS
+    os.remove(sound.path("/dev/kvm"))
+    assert said(sound, "cpu-virtualization")[0] is verdict
 
 
 def test_surroundings(sound: SimulatedHost) -> None:
@@ -200,11 +217,16 @@ def test_a_group_that_holds_the_card_back(sound: SimulatedHost) -> None:
     assert verdict is Verdict.FAIL
     assert evidence.startswith(str(CARD))
     assert str(NIC) in evidence
-    assert f"virtpass device show {CARD}" in fix
+    assert fix.startswith(f"virtpass domain attach DOMAIN {CARD} {NIC}  # ")
     # With another card that is isolated, it matters only to a domain that has it.
     sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
     assert said(sound, "group-isolation")[0] is Verdict.WARN
-    assert said(sound, "group-isolation", replace(WELL, assigned=(str(CARD),)))[0] is Verdict.FAIL
+    assert said(sound, "group-isolation", having(CARD))[0] is Verdict.FAIL
+    # What goes to another domain helps nobody.
+    apart = replace(WELL, domains=((GUEST, str(CARD)), ("another", str(NIC))))
+    assert said(sound, "group-isolation", apart)[0] is Verdict.FAIL
+    together = said(sound, "group-isolation", having(CARD, NIC))
+    assert together[:2] == (Verdict.PASS, f"{CARD} all of IOMMU group 10 goes to the same domain")
 
 
 def test_groups_that_only_look_small(sound: SimulatedHost) -> None:
@@ -227,9 +249,52 @@ def test_the_only_screen(sound: SimulatedHost) -> None:
 def test_the_last_screen_is_meant_to_stay_unless_a_domain_has_it(sound: SimulatedHost) -> None:
     sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="vfio-pci")
     assert outcome(sound, "boot-display").verdict is Verdict.PASS
-    assert said(sound, "boot-display", replace(WELL, assigned=(str(CARD),)))[0] is Verdict.WARN
+    assert said(sound, "boot-display", having(CARD))[0] is Verdict.WARN
     run(sound, "prepare", domain_xml(CARD))
     assert "no card has a driver of the host" in said(sound, "boot-display")[1]
+
+
+def test_a_monitor_that_is_only_on_the_guest_s_card(sound: SimulatedHost) -> None:
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
+    sound.put(f"{CARD_PATH}/drm/card0/card0-HDMI-A-1/status", "connected\n")
+    other = f"/sys/bus/pci/devices/{SECOND_CARD}/drm/card1/card1-DP-1/status"
+    sound.put(other, "disconnected\n")
+    assert outcome(sound, "boot-display").verdict is Verdict.PASS
+    verdict, evidence, fix = said(sound, "boot-display", having(CARD))
+    assert verdict is Verdict.WARN
+    assert "connected: HDMI-A-1; no other card has a monitor" in evidence
+    assert fix == "connect a monitor to the card that stays"
+    sound.put(other, "connected\n")
+    assert outcome(sound, "boot-display", having(CARD)).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("driver", "owner", "kernel", "verdict", "fix"),
+    [
+        ("efi-framebuffer", "efifb", KERNEL, Verdict.WARN, "display=hand-over"),
+        ("efi-framebuffer", "efifb", "5.10.0-1-amd64", Verdict.WARN, "display=hand-over"),
+        ("simple-framebuffer", "BOOTFB", KERNEL, Verdict.WARN, "display=hand-over"),
+        # Nothing in user space frees it there.
+        ("simple-framebuffer", "BOOTFB", "5.10.0-1-amd64", Verdict.FAIL, "--framebuffer-off"),
+    ],
+)
+def test_the_framebuffer_of_the_firmware(
+    sound: SimulatedHost, driver: str, owner: str, kernel: str, verdict: Verdict, fix: str
+) -> None:
+    assert said(sound, "framebuffer")[0] is Verdict.PASS
+    sound.put("/proc/sys/kernel/osrelease", f"{kernel}\n")
+    sound.link(f"/sys/bus/platform/drivers/{driver}/{driver}.0", f"/sys/devices/platform/{driver}.0")
+    # Elsewhere it is in nobody's way.
+    sound.put("/proc/iomem", f"c0000000-c01fffff : {owner}\n")
+    assert said(sound, "framebuffer")[0] is Verdict.PASS
+    sound.put("/proc/iomem", f"fd000000-fd1fffff : {owner}\n")
+    found = said(sound, "framebuffer")
+    assert found[0] is verdict
+    assert f"{CARD} {driver}.0, the framebuffer of the firmware, lies in its memory" in found[1]
+    assert fix in found[2]
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
+    assert said(sound, "framebuffer")[0] is Verdict.PASS
+    assert said(sound, "framebuffer", having(CARD))[0] is verdict
 
 
 def test_resetting(sound: SimulatedHost) -> None:
@@ -261,6 +326,26 @@ def test_memory_of_a_card(sound: SimulatedHost) -> None:
     assert "Above 4G" in fix
 
 
+def test_memory_that_the_kernel_has_forgotten(sound: SimulatedHost) -> None:
+    """Where no address is left, the list of regions is empty; the device's own registers are not."""
+    nothing, some = "0x0 0x0 0x0\n", "0xfdd68000 0xfdd68fff 0x40200\n"
+    sound.put(f"{CARD_PATH}/resource", f"{nothing}{nothing}{some}")
+    assert said(sound, "card-memory")[0] is Verdict.PASS
+    registers = [0x0000000C, 0x0000000E, 0xFDD68000]
+    sound.put(f"{CARD_PATH}/config", bytes(16) + b"".join(one.to_bytes(4, "little") for one in registers))
+    verdict, evidence, fix = said(sound, "card-memory")
+    assert verdict is Verdict.FAIL
+    assert "memory region 0 got no address" in evidence
+    assert "Above 4G" in fix
+    # What follows one of 64 bits is the upper half of its address, and no region.
+    sound.put(f"{CARD_PATH}/resource", f"0x0e00000000 0x0e0fffffff 0x14220c\n{nothing}{some}")
+    assert said(sound, "card-memory")[0] is Verdict.PASS
+    # One that does not answer reads as ones.
+    sound.put(f"{CARD_PATH}/resource", f"{nothing}{nothing}{some}")
+    sound.put(f"{CARD_PATH}/config", b"\xff" * 64)
+    assert said(sound, "card-memory")[0] is Verdict.PASS
+
+
 def test_the_hook_and_the_daemon(sound: SimulatedHost) -> None:
     assert said(sound, "hook")[2] == "sudo virtpass hook install"
     assert said(sound, "hook-known")[0] is Verdict.PASS
@@ -277,15 +362,111 @@ def test_the_hook_and_the_daemon(sound: SimulatedHost) -> None:
     assert said(sound, "hook-known", replace(later, hook_written=None))[0] is Verdict.UNKNOWN
 
 
-def test_what_may_run(sound: SimulatedHost) -> None:
+PROFILE = "/etc/apparmor.d/usr.sbin.libvirtd"
+LOCAL = "/etc/apparmor.d/local/usr.sbin.libvirtd"
+CONFINED = """
+profile libvirtd /usr/sbin/libvirtd flags=(attach_disconnected) {
+  include <abstractions/base>
+  /** rwmkl,
+  /{usr/,}bin/* PUx,
+  /etc/libvirt/hooks/** rmix,
+  profile qemu_bridge_helper {
+    deny /etc/libvirt/hooks/** x,
+  }
+  include if exists <local/usr.sbin.libvirtd>
+}
+"""
+
+
+@pytest.fixture
+def confined(sound: SimulatedHost) -> SimulatedHost:
+    """A host where AppArmor confines the daemon with rules like those of libvirt's own profile."""
     sound.put("/sys/module/apparmor/parameters/enabled", "Y\n")
-    profile = "/etc/apparmor.d/usr.sbin.libvirtd"
-    sound.put(profile, "profile libvirtd {\n}\n")
-    assert said(sound, "hook-runs")[0] is Verdict.WARN
-    sound.put(profile, "profile libvirtd {\n  /etc/libvirt/hooks/** rmix,\n}\n")
-    assert said(sound, "hook-runs")[0] is Verdict.PASS
-    os.remove(sound.path(INTERPRETER))
-    assert said(sound, "hook-runs")[0] is Verdict.FAIL
+    sound.put("/etc/apparmor.d/abstractions/base", "  /etc/localtime r,\n")
+    sound.put(PROFILE, CONFINED)
+    return sound
+
+
+def test_what_may_run(confined: SimulatedHost) -> None:
+    assert said(confined, "hook-runs")[:2] == (
+        Verdict.PASS,
+        f"the AppArmor profile {PROFILE} lets the hook run",
+    )
+    os.remove(confined.path(INTERPRETER))
+    assert said(confined, "hook-runs")[0] is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "deny /etc/libvirt/hooks/** x,",
+        "audit deny /etc/libvirt/hooks/qemu.d/{50,60}-* mx,  # not here",
+        "deny x /etc/libvirt/**,",
+        "deny /usr/bin/python3{,.[0-9]*} x,",
+        "deny file,",
+    ],
+)
+def test_apparmor_forbids_the_hook(confined: SimulatedHost, rule: str) -> None:
+    confined.put(LOCAL, f"# of the administrator\n{rule}\n")
+    verdict, evidence, fix = said(confined, "hook-runs")
+    assert verdict is Verdict.FAIL
+    assert f"forbids the hook: {rule.partition('  #')[0]} in {LOCAL}" in evidence
+    assert fix == f"take that rule out of {LOCAL}, then: sudo apparmor_parser -r {PROFILE}"
+    for label in ("unconfined", "libvirtd (complain)"):
+        assert said(confined, "hook-runs", replace(WELL, daemon_label=label))[0] is Verdict.PASS
+    assert said(confined, "hook-runs", replace(WELL, daemon_label="libvirtd (enforce)"))[0] is Verdict.FAIL
+    # Another daemon has another profile, and here none.
+    split = replace(WELL, daemon="virtqemud.service", daemon_label="virtqemud (enforce)")
+    assert said(confined, "hook-runs", split)[0] is Verdict.UNKNOWN
+    confined.link("/etc/apparmor.d/disable/usr.sbin.libvirtd", PROFILE)
+    assert said(confined, "hook-runs")[0] is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "# deny /etc/libvirt/hooks/** x,",
+        "deny /etc/libvirt/hooks/** w,",
+        "deny /etc/libvirt/hooks/*/10-other x,",
+        "deny @{HOME}/** x,",
+        "capability sys_admin,",
+    ],
+)
+def test_rules_that_are_not_about_the_hook(confined: SimulatedHost, rule: str) -> None:
+    confined.put(LOCAL, f"{rule}\n")
+    assert said(confined, "hook-runs")[0] is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        ("  /etc/libvirt/hooks/** rmix,\n", "  /etc/libvirt/hooks/** rmix,"),
+        ("  /{usr/,}bin/* PUx,\n", f"  {INTERPRETER} PUx,"),
+    ],
+)
+def test_apparmor_has_no_rule_for_the_hook(confined: SimulatedHost, rule: str, fix: str) -> None:
+    assert rule in CONFINED
+    confined.put(PROFILE, CONFINED.replace(rule, ""))
+    verdict, evidence, command = said(confined, "hook-runs")
+    assert verdict is Verdict.FAIL
+    assert "has no rule to run" in evidence
+    assert command == f"echo '{fix}' | sudo tee -a {LOCAL} && sudo apparmor_parser -r {PROFILE}"
+    confined.put(LOCAL, f"{fix}\n")
+    assert said(confined, "hook-runs")[0] is Verdict.PASS
+    # What is included and cannot be read may have the rule.
+    os.remove(confined.path(LOCAL))
+    os.remove(confined.path("/etc/apparmor.d/abstractions/base"))
+    assert said(confined, "hook-runs")[0] is Verdict.UNKNOWN
+
+
+@given(st.text(alphabet='/etclibvrhoksqmudx*?{},[]@\\"#\n rwmi-x>', max_size=200))
+def test_no_profile_makes_the_check_fail_itself(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    host = Host(str(tmp_path_factory.getbasetemp()))
+    path = Path(host.path("/profile"))
+    path.write_text(text, encoding="utf-8")
+    profile = read_profile(host, "/profile")
+    assert profile is not None
+    profile.execution(HOOK)
 
 
 def test_selinux(sound: SimulatedHost) -> None:
@@ -293,6 +474,10 @@ def test_selinux(sound: SimulatedHost) -> None:
     sound.put("/sys/fs/selinux/booleans/virt_hooks_unconfined", "1 1")
     labelled = replace(WELL, hook_label="system_u:object_r:virt_hook_t:s0")
     assert said(sound, "hook-runs", labelled)[0] is Verdict.PASS
+    assert said(sound, "hook-runs", WELL)[:2] == (
+        Verdict.UNKNOWN,
+        "the SELinux label of the hook cannot be read",
+    )
     modular = replace(labelled, daemon="virtqemud.service")
     assert said(sound, "hook-runs", modular)[0] is Verdict.UNKNOWN
     wrong = replace(WELL, hook_label="unconfined_u:object_r:etc_t:s0")
@@ -302,24 +487,38 @@ def test_selinux(sound: SimulatedHost) -> None:
 
 
 def test_other_hooks(sound: SimulatedHost) -> None:
-    for name in ("50-virtpass.bak", "10-mine"):
+    for name in ("50-virtpass.bak", "10-mine", "a b~"):
         path = f"{HOOK.rpartition('/')[0]}/{name}"
         sound.put(path, "#!/bin/sh\n")
         os.chmod(sound.path(path), 0o755)
     findings = {one.about: one for one in outcome(sound, "hook-others").findings}
     assert findings[f"{HOOK}.bak"].fix == f"sudo chmod -x {HOOK}.bak"
+    assert (
+        findings[f"{HOOK.rpartition('/')[0]}/a b~"].fix == f"sudo chmod -x '{HOOK.rpartition('/')[0]}/a b~'"
+    )
     assert "runs at every start" in findings[f"{HOOK.rpartition('/')[0]}/10-mine"].evidence
 
 
 def test_libvirt(sound: SimulatedHost) -> None:
     away = replace(WELL, libvirt_version="", libvirt_problem="no such socket", running=None)
     assert said(sound, "libvirt", away)[0] is Verdict.FAIL
+    assert "virtqemud.socket where the daemon is split" in said(sound, "libvirt", away)[2]
+    sound.put("/usr/lib/systemd/system/libvirtd.socket")
+    assert said(sound, "libvirt", away)[2] == "sudo systemctl start libvirtd.socket"
+    sound.put("/usr/lib/systemd/system/virtqemud.socket")
+    sound.put("/etc/systemd/system/sockets.target.wants/libvirtd.socket")
+    assert said(sound, "libvirt", away)[2] == "sudo systemctl start libvirtd.socket"
+    sound.put("/etc/systemd/system/sockets.target.wants/virtqemud.socket")
+    assert said(sound, "libvirt", away)[2] == "sudo systemctl start virtqemud.socket"
+    assert "a daemon for QEMU alone" in said(sound, "libvirt", replace(WELL, daemon="virtqemud.service"))[1]
     unbound = replace(away, libvirt_remedy="install python3-libvirt")
     assert said(sound, "libvirt", unbound)[2] == "install python3-libvirt"
     assert said(sound, "libvirt", replace(away, libvirt_refuses=True))[0] is Verdict.UNKNOWN
     assert said(sound, "domain-devices", away)[0] is Verdict.UNKNOWN
     user = replace(WELL, is_root=False, user="me", groups=("video",))
-    assert "usermod -aG libvirt me" in said(sound, "libvirt-group", user)[2]
+    assert said(sound, "libvirt-group", user)[2] == "sudo usermod -aG libvirt me  # then log in anew"
+    # Behind sudo it is about whoever called it.
+    assert said(sound, "libvirt-group", replace(user, is_root=True))[0] is Verdict.WARN
     assert said(sound, "libvirt-group", replace(user, groups=("libvirt",)))[0] is Verdict.PASS
 
 
@@ -337,12 +536,23 @@ def test_overrides_of_others(sound: SimulatedHost) -> None:
     assert run(sound, "prepare", domain_xml(CARD)) == 0
     assert said(sound, "driver-override")[0] is Verdict.PASS
     sound.put(f"/sys/bus/pci/devices/{NIC}/driver_override", "vfio-pci\n")
-    verdict, evidence, _ = said(sound, "driver-override")
+    verdict, evidence, fix = said(sound, "driver-override")
     assert verdict is Verdict.WARN
     assert evidence.startswith(str(NIC))
+    assert fix == f"echo | sudo tee /sys/bus/pci/devices/{NIC}/driver_override"
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="vfio-pci")
+    sound.put(f"/sys/bus/pci/devices/{SECOND_CARD}/driver_override", "vfio-pci\n")
+    fixes = {one.about: one.fix for one in outcome(sound, "driver-override").findings}
+    assert fixes[str(SECOND_CARD)] == f"sudo virtpass device reattach {SECOND_CARD}"
+    sound.put(f"/sys/bus/pci/devices/{SECOND_CARD}/driver_override", "(null)\n")
+    # libvirt's own, for a domain that runs without virtpass.
+    assert said(sound, "driver-override", having(NIC))[0] is Verdict.WARN
+    assert said(sound, "driver-override", replace(having(NIC), running=(GUEST,)))[0] is Verdict.PASS
     assert said(sound, "driver-override", replace(WELL, bound_early=(str(NIC),)))[0] is Verdict.PASS
     sound.put(f"/etc/driverctl.d/{NIC}", "vfio-pci\n")
-    assert said(sound, "driverctl")[1] == f"{NIC} driverctl binds it to vfio-pci at boot"
+    for reference in ("driverctl", "driver-override"):
+        assert said(sound, reference)[2] == f"sudo driverctl unset-override {NIC}"
+    assert f"{NIC} driverctl binds it to vfio-pci at boot" in said(sound, "driverctl")[1]
 
 
 def test_ids(sound: SimulatedHost) -> None:
@@ -361,7 +571,7 @@ def test_nvidia(sound: SimulatedHost) -> None:
     sound.put("/usr/lib/udev/rules.d/71-nvidia.rules", 'RUN+="/sbin/modprobe nvidia-modeset"\n')
     verdict, evidence, _ = said(sound, "nvidia")
     assert verdict is Verdict.WARN
-    assert "kept in use by nvidia-persistenced.service" in evidence
+    assert "where they run, nvidia-persistenced.service keep it in use" in evidence
     assert "loaded again by /usr/lib/udev/rules.d/71-nvidia.rules" in evidence
 
 

@@ -27,7 +27,8 @@ PARAMETERS = "/sys/module/{module}/parameters/{name}"
 STUCK = f"/run/virtpass/stuck/{EDU}"
 # What virtpass gives a driver, and what the rest of a start may take here.
 DEADLINE, REST = 30.0, 40.0
-PROMPTLY = 10.0
+# Sooner than the hook gives a driver up, also on cores that have five other machines to run.
+PROMPTLY = 25.0
 
 State = dict[str, tuple[str, str]]
 

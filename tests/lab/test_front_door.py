@@ -1,12 +1,10 @@
-"""From the package to a guest on the only card and back to a host without a trace; and the doctor."""
+"""From the package to a guest on the only card and back to a host without a trace."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,12 +55,6 @@ def at_a_terminal(machine: Machine, answers: str, *arguments: str) -> Result:
     return machine.run(["script", "-qec", command, "/dev/null"], answers.encode(), timeout=180)
 
 
-def verdicts(machine: Machine) -> dict[str, Any]:
-    """Return what the doctor says of each thing."""
-    found = json.loads(virtpass(machine, "doctor", "--json").text)
-    return {one["id"]: one for one in found["checks"]}
-
-
 def test_setup_takes_the_only_card_into_a_guest_and_uninstall_leaves_no_trace(
     front: Machine, owner: Guest
 ) -> None:
@@ -104,65 +96,3 @@ def test_setup_asks_at_a_terminal(front: Machine, owner: Guest) -> None:
     back = at_a_terminal(front, "y\n", "uninstall")
     assert back.status == 0, str(back)
     assert traces(owner) == before
-
-
-def test_the_doctor_sees_what_is_wrong_with_the_hook(front: Machine) -> None:
-    assert verdicts(front)["hook"]["verdict"] == "fail"
-    virtpass(front, "hook", "install").check()
-    found = verdicts(front)
-    assert found["hook"]["verdict"] == "pass"
-    assert found["hook-known"]["verdict"] == "pass", found["hook-known"]
-    assert found["hook-runs"]["verdict"] == "pass", found["hook-runs"]
-    front.run(["chmod", "-x", HOOK]).check()
-    assert "not executable" in verdicts(front)["hook"]["findings"][0]["evidence"]
-    virtpass(front, "hook", "install").check()
-
-    stray = f"{HOOKS}/50-virtpass.bak"
-    front.run(["cp", "-p", HOOK, stray]).check()
-    (finding,) = verdicts(front)["hook-others"]["findings"]
-    assert (finding["verdict"], finding["fix"]) == ("warn", f"sudo chmod -x {stray}")
-    front.run(["rm", stray]).check()
-
-    # Written behind the daemon's back: nobody has told it.
-    front.run(
-        ["sh", "-c", f"sleep 1; cp -p {HOOK} /root/hook; cat /root/hook > {HOOK}; rm /root/hook"]
-    ).check()
-    assert verdicts(front)["hook-known"]["verdict"] == "warn"
-    front.run(["systemctl", "reload", "libvirtd.service"]).check()
-    assert verdicts(front)["hook-known"]["verdict"] == "pass"
-    virtpass(front, "hook", "uninstall").check()
-
-
-def test_the_doctor_sees_overrides_of_others_and_a_daemon_that_is_away(front: Machine) -> None:
-    override = f"/sys/bus/pci/devices/{NIC}/driver_override"
-    front.run(["sh", "-c", f"echo vfio-pci > {override}"]).check()
-    (finding,) = verdicts(front)["driver-override"]["findings"]
-    assert (finding["verdict"], finding["about"]) == ("warn", NIC)
-    front.run(["sh", "-c", f"echo > {override}"]).check()
-    assert verdicts(front)["driver-override"]["verdict"] == "pass"
-
-    sockets = ["libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"]
-    front.run(["systemctl", "stop", *sockets, "libvirtd.service"]).check()
-    found = verdicts(front)
-    front.run(["systemctl", "start", *sockets, "libvirtd.service"]).check()
-    assert found["libvirt"]["verdict"] == "fail"
-    assert verdicts(front)["libvirt"]["verdict"] == "pass"
-
-
-@pytest.mark.parametrize("arguments", [(), ("amd_iommu=off",)], ids=["on", "off"])
-def test_the_doctor_agrees_with_libvirt_s_own(package: Path, arguments: tuple[str, ...]) -> None:
-    """virt-host-validate looks for the IOMMU of the processor's maker, hence a machine that is all AMD."""
-    with Machine(image.ready(), flavour=topology.AMD, kernel_arguments=arguments) as machine:
-        machine.install(package)
-        lines = machine.run(["virt-host-validate", "qemu"]).text.splitlines()
-        found = verdicts(machine)
-        compared = [line for line in lines if "IOMMU" in line]
-        assert len(compared) == 2, lines
-        assert all("PASS" in line for line in compared) == (found["iommu"]["verdict"] == "pass"), compared
-        assert (found["iommu"]["verdict"] == "pass") == (not arguments)
-        (kvm,) = [line for line in lines if "hardware virtualization" in line]
-        assert ("PASS" in kvm) == (found["cpu-virtualization"]["verdict"] == "pass")
-        if arguments:
-            assert "amd_iommu=off" in found["iommu"]["findings"][0]["evidence"]
-            assert found["group-isolation"]["verdict"] == "cannot tell"
-            assert virtpass(machine, "doctor").status == 1

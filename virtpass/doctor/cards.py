@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+from virtpass.binding import framebuffers
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
+from virtpass.pci import sysfs
+from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device
 from virtpass.pci.isolation import Level, Reason, judge
 from virtpass.pci.sysfs import device_path
+from virtpass.system.errors import RefusedError
 
 # What says that the group does not keep the card apart; other reasons have checks of their own, or pass.
 _GROUP = ("group-shared", "group-bridge", "group-needed", "no-group", "direct-region")
@@ -14,6 +18,8 @@ _GROUP = ("group-shared", "group-bridge", "group-needed", "no-group", "direct-re
 # _UNSET in the kernel's include/linux/ioport.h).
 _MEMORY, _UNSET = 0x200, 0x20000000
 _BARS = 6
+# Where the BARs begin in the configuration space, and seconds for a device to wake and answer.
+_FIRST_BAR, _CONFIG_DEADLINE = 0x10, 5.0
 _MEBI = 1 << 20
 
 
@@ -41,20 +47,42 @@ def _isolation(scene: Scene) -> list[Finding]:
 
 def _isolated(scene: Scene, card: Device) -> Finding:
     about = str(card.address)
+    functions = scene.inventory.card(card.address)
+    given = [PciAddress.parse(one) for one in scene.outside.given_with(about)]
+    going = frozenset((*functions, *given))
     reasons: list[Reason] = []
-    for address in scene.inventory.card(card.address):
-        reasons += [one for one in judge(scene.inventory, address).reasons if one.reference in _GROUP]
+    for address in functions:
+        judged = judge(scene.inventory, address, going)
+        reasons += [one for one in judged.reasons if one.reference in _GROUP]
     if not reasons:
+        together = set(scene.inventory.groups.get(card.group, ()) if card.group is not None else ())
+        if together & going > set(functions):
+            return passed(f"all of IOMMU group {card.group} goes to the same domain", about)
         return passed(f"nothing else is in IOMMU group {card.group}", about)
     texts = list(dict.fromkeys(reason.text for reason in reasons))
     if any(reason.level is Level.NEVER for reason in reasons):
         return Finding(Verdict.FAIL, "; ".join(texts), "another slot, or another firmware", about)
-    return Finding(
-        Verdict.FAIL,
-        "; ".join(texts),
-        f"put the card into another slot, or give the others to the domain too: virtpass device show {about}",
-        about,
-    )
+    if any(reason.level is Level.BLOCKED for reason in reasons):
+        return Finding(Verdict.FAIL, "; ".join(texts), "put the card into another slot", about)
+    others = " ".join(map(str, _companions(scene, functions, going)))
+    fix = f"virtpass domain attach DOMAIN {about} {others}  # or put the card into another slot"
+    return Finding(Verdict.FAIL, "; ".join(texts), fix, about)
+
+
+def _companions(
+    scene: Scene, functions: tuple[PciAddress, ...], going: frozenset[PciAddress]
+) -> list[PciAddress]:
+    """Return the devices that have to go along with a card, and do not yet."""
+    devices = scene.inventory.devices
+    groups = dict.fromkeys(group for one in functions if (group := devices[one].group) is not None)
+    return [
+        member
+        for group in groups
+        for member in scene.inventory.groups[group]
+        if member not in going
+        and not devices[member].is_bridge
+        and sysfs.blocks_its_group(scene.host, member)
+    ]
 
 
 def _display(scene: Scene) -> list[Finding]:
@@ -67,13 +95,19 @@ def _display(scene: Scene) -> list[Finding]:
         about = str(card.address)
         monitors = _connected(scene, card)
         shows = "the firmware's display" if card.is_boot_display else "not the firmware's display"
+        others = [_connected(scene, one) for one in staying if one is not card]
         seen = f"{shows}; {_counted(monitors)}" if monitors is not None else shows
         is_last = [one.address for one in staying] == [card.address]
         # With a second card that is set aside for a guest, the last one is meant to stay.
         if is_last and (len(cards) == 1 or about in scene.outside.assigned):
             what = f"{seen}; the host has no other screen, and is dark while a guest has it"
-            fix = "virtpass domain policy DOMAIN display=hand-over lets the desktop go; have SSH as a way in"
+            fix = (
+                "virtpass domain policy DOMAIN display=hand-over  # lets the desktop go; have SSH as a way in"
+            )
             found.append(Finding(Verdict.WARN, what, fix, about))
+        elif about in scene.outside.assigned and monitors and not any(one is None or one for one in others):
+            what = f"{seen}; no other card has a monitor: the host shows nothing while a guest has it"
+            found.append(Finding(Verdict.WARN, what, "connect a monitor to the card that stays", about))
         else:
             found.append(passed(seen, about))
     if not staying:
@@ -102,6 +136,30 @@ def _connected(scene: Scene, card: Device) -> list[str] | None:
     ]
 
 
+def _framebuffers(scene: Scene) -> list[Finding]:
+    found = []
+    for card in scene.cards:
+        about = str(card.address)
+        devices = [device for _, device, _ in framebuffers.over(scene.host, [card.address])]
+        if not devices:
+            found.append(passed("no framebuffer of the firmware lies in its memory", about))
+            continue
+        what = f"{', '.join(devices)}, the framebuffer of the firmware, lies in its memory"
+        if len(scene.cards) > 1 and about not in scene.outside.assigned:
+            found.append(passed(f"{what}, and no domain has the card", about))
+            continue
+        try:
+            framebuffers.refuse_in_the_way(scene.host, [card.address], hands_over=True)
+        except RefusedError as error:
+            found.append(Finding(Verdict.FAIL, f"{what}: {error.what}", error.remedy, about))
+            continue
+        fix = "virtpass domain policy DOMAIN display=hand-over"
+        found.append(
+            Finding(Verdict.WARN, f"{what}: a domain starts only if it may take that off", fix, about)
+        )
+    return found
+
+
 def _reset(scene: Scene) -> list[Finding]:
     found = []
     for card in scene.cards:
@@ -125,15 +183,18 @@ def _memory(scene: Scene) -> list[Finding]:
 def _bars(scene: Scene, card: Device) -> Finding | None:
     about = str(card.address)
     lines = (scene.host.read(f"{device_path(card.address)}/resource") or "").splitlines()[:_BARS]
+    declared = _declared(scene, card)
     largest = (0, 0, 0)  # size, start, number
     for number, line in enumerate(lines):
         try:
             start, end, flags = (int(field, 16) for field in line.split())
         except ValueError:
             continue
-        if not flags & _MEMORY:
+        # Depending on how it failed, the kernel marks the region, or forgets it.
+        is_forgotten = not (start or end or flags) and number in declared
+        if not flags & _MEMORY and not is_forgotten:
             continue
-        if flags & _UNSET:
+        if flags & _UNSET or is_forgotten:
             what = f"its memory region {number} got no address: the firmware has no room for it"
             return Finding(Verdict.FAIL, what, "switch Above 4G Decoding on in the firmware", about)
         if end > start:
@@ -147,6 +208,28 @@ def _bars(scene: Scene, card: Device) -> Finding | None:
     if possible:
         text += f"; it could have up to {possible >> 20} MiB"
     return passed(text, about)
+
+
+def _declared(scene: Scene, card: Device) -> set[int]:
+    """Return which BARs are memory by what the device itself says: low bits of each register tell its kind.
+
+    One of 32 bits that is not prefetchable reads as zero until it has an address, like none.
+    """
+    size = _FIRST_BAR + 4 * _BARS
+    try:
+        config = scene.host.read_device(f"{device_path(card.address)}/config", size, _CONFIG_DEADLINE)
+    except OSError:
+        return set()
+    found, number = set(), 0
+    while number < _BARS:
+        at = _FIRST_BAR + 4 * number
+        register = int.from_bytes(config[at : at + 4], "little")
+        is_memory = not register & 1
+        if is_memory and register & 0xE:
+            found.add(number)
+        # The upper half of an address follows as a register of its own.
+        number += 2 if is_memory and register & 0x6 == 0x4 else 1
+    return found
 
 
 def _possible(text: str) -> int:
@@ -172,6 +255,14 @@ CHECKS = (
         "While a guest has the host's only card, the host shows nothing. That works, if the desktop may be"
         " ended for it and there is another way in should something go wrong.",
         _display,
+    ),
+    Check(
+        "framebuffer",
+        "the firmware's framebuffer",
+        "Until a graphics driver has taken a card, the kernel draws into memory that the firmware left"
+        " mapped. A guest cannot have that memory before the framebuffer has let go. Over which card it lies"
+        " is in the kernel's list of reserved memory, which it shows to root.",
+        _framebuffers,
     ),
     Check(
         "reset",

@@ -17,7 +17,8 @@ _MEMORY = "/proc/meminfo"
 
 
 def _overrides(scene: Scene) -> list[Finding]:
-    ours = {*map(str, _lent(scene)), *scene.outside.bound_early}
+    # libvirt sets it too, for a domain that virtpass does not look after, and clears it when that stops.
+    ours = {*map(str, _lent(scene)), *scene.outside.bound_early, *scene.outside.in_use}
     found = []
     for device in scene.inventory.devices.values():
         try:
@@ -28,7 +29,13 @@ def _overrides(scene: Scene) -> list[Finding]:
         if override is None or str(device.address) in ours:
             continue
         what = f"driver_override is {override}, which virtpass has not set"
-        fix = f"virtpass device reattach {device.address}; or see driverctl list-overrides"
+        if scene.host.exists(f"{_DRIVERCTL}/{device.address}"):
+            what, fix = f"{what}; driverctl does", f"sudo driverctl unset-override {device.address}"
+        elif device.driver == "vfio-pci":
+            fix = f"sudo virtpass device reattach {device.address}"
+        else:
+            # libvirt writes nothing for a device that is with the host already.
+            fix = f"echo | sudo tee {sysfs.device_path(device.address)}/driver_override"
         found.append(Finding(Verdict.WARN, what, fix, str(device.address)))
     return found or [passed("no device has a driver_override of somebody else")]
 
@@ -50,8 +57,8 @@ def _driverctl(scene: Scene) -> list[Finding]:
         if not sysfs.parsed([name]):
             continue
         driver = scene.host.read(f"{_DRIVERCTL}/{name}") or "another driver"
-        fix = f"sudo driverctl unset-override {name}, if virtpass is to bind it when a domain starts"
-        found.append(Finding(Verdict.WARN, f"driverctl binds it to {driver} at boot", fix, name))
+        what = f"driverctl binds it to {driver} at boot, where virtpass would when a domain starts"
+        found.append(Finding(Verdict.WARN, what, f"sudo driverctl unset-override {name}", name))
     return found or [passed("driverctl binds no device at boot")]
 
 
@@ -90,7 +97,7 @@ def _nvidia(scene: Scene) -> list[Finding]:
         for name in scene.host.names(base)
         if "nvidia" in name and "modprobe" in (scene.host.read(f"{base}/{name}") or "")
     ]
-    more = f"; it is kept in use by {', '.join(units)}" if units else ""
+    more = f"; where they run, {', '.join(units)} keep it in use" if units else ""
     more += f"; loaded again by {', '.join(rules)}" if rules else ""
     return [
         Finding(

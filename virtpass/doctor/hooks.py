@@ -1,8 +1,11 @@
 """Checks of the hook, and of the daemon that calls it."""
 
+import shlex
+
+from virtpass.doctor import apparmor
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
-from virtpass.hook.install import INTERPRETER
+from virtpass.hook.install import HOOK, HOOKS, INTERPRETER
 
 _STATES = {
     "absent": "the hook is not installed",
@@ -18,6 +21,10 @@ _PROFILES = {
     "libvirtd.service": "/etc/apparmor.d/usr.sbin.libvirtd",
     "virtqemud.service": "/etc/apparmor.d/usr.sbin.virtqemud",
 }
+# Of two that are to run the first one answers: the other's socket is for clients of old.
+_SOCKETS = ("virtqemud.socket", "libvirtd.socket")
+_UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+_KINDS = {"libvirtd.service": "one daemon for everything", "virtqemud.service": "a daemon for QEMU alone"}
 _SELINUX = "/sys/fs/selinux/enforce"
 _UNCONFINED = "/sys/fs/selinux/booleans/virt_hooks_unconfined"
 _HOOK_TYPE = "virt_hook_t"
@@ -43,7 +50,7 @@ def _known(scene: Scene) -> list[Finding]:
     if outside.daemon_looked < int(outside.hook_written):
         # It remembers whether there was any hook at all, not which ones.
         what = f"the hook was written after {outside.daemon} last looked for hooks, and it may not be called"
-        return [Finding(Verdict.WARN, what, f"sudo systemctl reload {outside.daemon}")]
+        return [Finding(Verdict.WARN, what, f"sudo systemctl reload {shlex.quote(outside.daemon)}")]
     return [passed(f"{outside.daemon} has looked for hooks since it was written")]
 
 
@@ -58,19 +65,47 @@ def _runnable(scene: Scene) -> list[Finding]:
 
 
 def _under_apparmor(scene: Scene) -> list[Finding]:
+    """Tell what confines the daemon, and so the hook; it is judged by the files of the profiles."""
     if scene.host.read(_APPARMOR) != "Y":
         return []
-    profiles = [path for path in _PROFILES.values() if scene.host.exists(path)]
-    found = []
-    for path in profiles:
-        texts = [scene.host.read(path), scene.host.read(path.replace("apparmor.d/", "apparmor.d/local/"))]
-        if any("/etc/libvirt/hooks/" in (text or "") for text in texts):
-            found.append(passed(f"the AppArmor profile {path} lets hooks run"))
+    unit, label = scene.outside.daemon, scene.outside.daemon_label
+    if label and not label.endswith("(enforce)"):
+        return [passed(f"AppArmor lets hooks run: {unit} is {label}")]
+    profiles = [
+        profile
+        for one, path in _PROFILES.items()
+        if unit in (one, "")
+        and not scene.host.exists(f"{apparmor.DIRECTORY}/disable/{path.rpartition('/')[2]}")
+        and (profile := apparmor.read_profile(scene.host, path))
+    ]
+    if label and not profiles:
+        what = f"AppArmor confines {unit} ({label}), and its profile is not where it is looked for"
+        return [Finding(Verdict.UNKNOWN, what, "sudo journalctl -k -g DENIED")]
+    python = scene.host.real_path(INTERPRETER)
+    return [_under_profile(profile, python) for profile in profiles]
+
+
+def _under_profile(profile: apparmor.Profile, python: str) -> Finding:
+    """Tell whether a profile lets run what the hook is, and what it runs."""
+    load = f"sudo apparmor_parser -r {profile.path}"
+    # The modes are those of libvirt's own profile: run within it, and with a profile of its own or with none.
+    for target, rule in ((HOOK, f"{HOOKS}/** rmix,"), (python, f"{python} PUx,")):
+        answer, found = profile.execution(target)
+        if answer is apparmor.Answer.ALLOWED:
+            continue
+        if found is not None:
+            what = f"the AppArmor profile {profile.path} forbids the hook: {found.text} in {found.source}"
+            return Finding(Verdict.FAIL, what, f"take that rule out of {found.source}, then: {load}")
+        what = f"the AppArmor profile {profile.path} has no rule to run {target}"
+        if answer is apparmor.Answer.UNKNOWN:
+            what = f"{what} in what can be read of it"
+            return Finding(Verdict.UNKNOWN, what, "sudo journalctl -k -g DENIED")
+        if profile.has_local:
+            fix = f"echo '  {rule}' | sudo tee -a {profile.local} && {load}"
         else:
-            what = f"the AppArmor profile {path} does not name /etc/libvirt/hooks"
-            fix = "sudo journalctl -k -g DENIED shows what it refuses"
-            found.append(Finding(Verdict.WARN, what, fix))
-    return found
+            fix = f"add the rule {rule} to it, then: {load}"
+        return Finding(Verdict.FAIL, what, fix)
+    return passed(f"the AppArmor profile {profile.path} lets the hook run")
 
 
 def _under_selinux(scene: Scene) -> list[Finding]:
@@ -79,7 +114,10 @@ def _under_selinux(scene: Scene) -> list[Finding]:
     found = []
     label = scene.outside.hook_label
     kind = label.split(":")[2] if label.count(":") >= 2 else ""
-    if kind and kind != _HOOK_TYPE:
+    if not kind:
+        what = "the SELinux label of the hook cannot be read"
+        found.append(Finding(Verdict.UNKNOWN, what, "sudo restorecon -Rv /etc/libvirt/hooks"))
+    elif kind != _HOOK_TYPE:
         what = f"the hook is labelled {kind}, not {_HOOK_TYPE}"
         found.append(Finding(Verdict.FAIL, what, "sudo restorecon -Rv /etc/libvirt/hooks"))
     switch = scene.host.read(_UNCONFINED)
@@ -100,7 +138,7 @@ def _others(scene: Scene) -> list[Finding]:
     for path in scene.hook.others:
         if path.endswith(_BACKUPS) or path.rpartition("/")[2].startswith("."):
             what = f"{path} looks like a backup, and libvirt runs it at every start and stop"
-            found.append(Finding(Verdict.WARN, what, f"sudo chmod -x {path}", path))
+            found.append(Finding(Verdict.WARN, what, f"sudo chmod -x {shlex.quote(path)}", path))
         else:
             what = f"{path} runs at every start and stop too"
             fix = "see that it does not move the same devices: virtpass does that now"
@@ -111,25 +149,44 @@ def _others(scene: Scene) -> list[Finding]:
 def _daemon(scene: Scene) -> list[Finding]:
     outside = scene.outside
     if outside.libvirt_version:
-        unit = outside.daemon or "started on demand"
-        return [passed(f"libvirt {outside.libvirt_version} answers ({unit})")]
+        kind = (
+            f"{outside.daemon}, {_KINDS[outside.daemon]}" if outside.daemon in _KINDS else "started on demand"
+        )
+        return [passed(f"libvirt {outside.libvirt_version} answers ({kind})")]
     if outside.libvirt_refuses:
         what = f"libvirt does not answer this user: {outside.libvirt_problem}"
         return [Finding(Verdict.UNKNOWN, what, "sudo virtpass doctor")]
     what = f"libvirt does not answer: {outside.libvirt_problem}"
-    fix = "sudo systemctl start libvirtd, or virtqemud.socket where the daemon is split"
-    return [Finding(Verdict.FAIL, what, outside.libvirt_remedy or fix)]
+    return [Finding(Verdict.FAIL, what, outside.libvirt_remedy or _start(scene))]
+
+
+def _start(scene: Scene) -> str:
+    """Return what starts the daemon: that which is to run from the boot on, else that which is installed."""
+    wanted = [
+        socket
+        for socket in _SOCKETS
+        for target in ("sockets", "multi-user")
+        if scene.host.exists(f"/etc/systemd/system/{target}.target.wants/{socket}")
+    ]
+    installed = [socket for socket in _SOCKETS for base in _UNITS if scene.host.exists(f"{base}/{socket}")]
+    if found := wanted or installed:
+        return f"sudo systemctl start {found[0]}"
+    return "start libvirtd.socket, or virtqemud.socket where the daemon is split; install it if there is none"
 
 
 def _member(scene: Scene) -> list[Finding]:
     outside = scene.outside
-    if outside.is_root:
+    if outside.is_root and outside.user in ("root", ""):
         return [passed("root looks, who may everything")]
     if "libvirt" in outside.groups:
         return [passed(f"{outside.user} is in the group libvirt")]
     user = outside.user or "this user"
     what = f"{user} is not in the group libvirt: virt-manager asks for a password"
-    return [Finding(Verdict.WARN, what, f"sudo usermod -aG libvirt {outside.user}, and log in anew")]
+    return [
+        Finding(
+            Verdict.WARN, what, f"sudo usermod -aG libvirt {shlex.quote(outside.user)}  # then log in anew"
+        )
+    ]
 
 
 def _locked_memory(scene: Scene) -> list[Finding]:

@@ -13,16 +13,32 @@ _CONTAINERS = ("/run/systemd/container", "/run/.containerenv", "/.dockerenv")
 def _processor(scene: Scene) -> list[Finding]:
     flags = processor(scene.facts)[1]
     kind = next((one for one in _KVM if one in flags), None)
-    if scene.host.exists("/dev/kvm"):
-        return [passed(f"/dev/kvm is there{f' ({kind})' if kind else ''}")]
+    if _is_kvm_there(scene):
+        return [passed(f"KVM is there{f' ({kind})' if kind else ''}")]
     if kind is None:
         if not flags:
             return [Finding(Verdict.UNKNOWN, "the processor's features are not listed here")]
         what = "the processor offers no virtualization (neither vmx nor svm)"
         return [Finding(Verdict.FAIL, what, "switch VT-x, or SVM (AMD-V), on in the firmware")]
     module, title = _KVM[kind]
-    what = f"the processor has {kind}, but there is no /dev/kvm"
-    return [Finding(Verdict.FAIL, what, f"sudo modprobe {module}; else switch {title} on in the firmware")]
+    what = (
+        f"the processor has {kind}, but KVM does not run: {module} is not loaded, or the firmware has it off"
+    )
+    fix = f"sudo modprobe {module}  # if that is refused, switch {title} on in the firmware"
+    return [Finding(Verdict.FAIL, what, fix)]
+
+
+def _is_kvm_there(scene: Scene) -> bool:
+    """Tell whether KVM works.
+
+    A node of that name proves nothing: udev makes it at boot for whatever module might be loaded
+    (modules.devname). A driver that found no virtualization is not there, or has not registered the device.
+    """
+    drivers = (module for module, _ in _KVM.values())
+    return scene.host.exists("/dev/kvm") and (
+        scene.host.exists("/sys/class/misc/kvm")
+        or any(scene.host.names(f"/sys/module/{driver}/parameters") for driver in drivers)
+    )
 
 
 def _surroundings(scene: Scene) -> list[Finding]:
@@ -36,8 +52,8 @@ def _surroundings(scene: Scene) -> list[Finding]:
 
 
 _FIXES = {
-    IommuState.ARGUMENT_MISSING: "sudo virtpass setup; it goes on after a reboot",
-    IommuState.SWITCHED_OFF: "take that kernel argument away (virtpass host plan says where), then reboot",
+    IommuState.ARGUMENT_MISSING: "sudo virtpass setup  # it goes on after a reboot",
+    IommuState.SWITCHED_OFF: "take that argument out of the bootloader's configuration, then reboot",
     IommuState.NO_SUPPORT: "boot another kernel of the distribution",
     IommuState.OFF_IN_FIRMWARE: "switch VT-d, or AMD-Vi (IOMMU), on in the firmware",
     IommuState.NO_HARDWARE: "no device can be given away here, unless the firmware hides its IOMMU",

@@ -21,16 +21,18 @@ class Outside:
         groups: the groups of that user.
         libvirt_version: such as "9.0.0"; empty when libvirt does not answer.
         libvirt_problem: why it does not answer; empty when it does.
-        libvirt_remedy: what to do then; may be empty.
+        libvirt_remedy: what to do then; empty where nothing is known but that no daemon runs.
         libvirt_refuses: whether it answers, but not to this user.
         daemon: the unit of the daemon that runs domains, such as "libvirtd.service"; empty when none runs.
         daemon_process: its process number, None for none.
         daemon_looked: when it last looked for hooks: its start or reload, in seconds since the epoch; None
             when that is not known.
         hook_written: when the hook was last written, in seconds since the epoch; None without a hook.
+        daemon_label: how AppArmor or SELinux confines that process, such as "libvirtd (enforce)" or
+            "unconfined"; empty when that is not known.
         hook_label: the SELinux label of the hook; empty without.
         running: UUIDs of the domains that run; None when libvirt does not answer.
-        assigned: the devices that domains have.
+        domains: for each domain its UUID and the addresses of its devices.
         misplaced: for each domain with a device that is not where it was: its name, and what is wrong.
         host_checks: what `virtpass host status` has compared; empty when nothing was applied.
         host_problem: why that could not be read; empty when it could.
@@ -50,15 +52,31 @@ class Outside:
     daemon_process: int | None = None
     daemon_looked: float | None = None
     hook_written: float | None = None
+    daemon_label: str = ""
     hook_label: str = ""
     running: tuple[str, ...] | None = None
-    assigned: tuple[str, ...] = ()
+    domains: tuple[tuple[str, ...], ...] = ()
     misplaced: tuple[tuple[str, str], ...] = ()
     host_checks: tuple[HostCheck, ...] = ()
     host_problem: str = ""
     bound_early: tuple[str, ...] = ()
     applied: tuple[str, ...] = ()
     is_unfinished: bool = False
+
+    @property
+    def assigned(self) -> frozenset[str]:
+        """The devices that domains have."""
+        return frozenset(address for _, *devices in self.domains for address in devices)
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """The devices of domains that run."""
+        running = self.running or ()
+        return frozenset(address for uuid, *devices in self.domains if uuid in running for address in devices)
+
+    def given_with(self, address: str) -> frozenset[str]:
+        """Return the devices that go to the same domain as one does, itself included."""
+        return frozenset(one for _, *devices in self.domains if address in devices for one in devices)
 
 
 @dataclass(frozen=True)

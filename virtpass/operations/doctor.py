@@ -64,7 +64,7 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
     """Ask those who have no file of it: libvirt, systemd, and who the user is."""
     version, problem, remedy, is_refused = "", "", "", False
     running: tuple[str, ...] | None = None
-    assigned: list[str] = []
+    devices: list[tuple[str, ...]] = []
     misplaced: list[tuple[str, str]] = []
     try:
         with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
@@ -73,14 +73,15 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
             running = tuple(one.uuid for one in domains if one.is_active)
             coming = announced(host)
             for domain in domains:
-                assigned += [str(one.address) for one in domain.devices]
+                devices.append((domain.uuid, *(str(one.address) for one in domain.devices)))
                 misplaced += [
                     (domain.name, text)
                     for one in domain.devices
                     if (text := _misplaced(one, is_coming=one.address in coming))
                 ]
     except VirtpassError as error:
-        problem, remedy = error.what, error.remedy
+        # Which daemon is to be started shows in files, which the checks read.
+        problem, remedy = error.what, "" if error.reference == "no-libvirt" else error.remedy
         is_refused = isinstance(error, PermissionDeniedError)
     unit = None if host.root else active_daemon()
     process, looked = last_change(unit) if unit is not None else (None, None)
@@ -103,9 +104,10 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         daemon_process=process,
         daemon_looked=looked,
         hook_written=written,
+        daemon_label=_confinement(host, process),
         hook_label=label,
         running=running,
-        assigned=tuple(assigned),
+        domains=tuple(devices),
         misplaced=tuple(misplaced),
         host_checks=compared,
         host_problem=unread,
@@ -142,13 +144,26 @@ def _hook_file(host: Host) -> tuple[float | None, str]:
     return written, label
 
 
+def _confinement(host: Host, process: int | None) -> str:
+    """Return how a process is confined; empty when that cannot be read."""
+    if process is None:
+        return ""
+    # Without the first one the kernel knows one security module at a time.
+    places = ("apparmor/current", "current")
+    read = (host.read(f"/proc/{process}/attr/{place}") for place in places)
+    return next((text.rstrip("\0") for text in read if text), "")
+
+
 def _user() -> tuple[str, tuple[str, ...]]:
+    """Return who looks, and the groups: behind sudo whoever called it."""
+    caller = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
     try:
-        name = pwd.getpwuid(os.getuid()).pw_name
+        entry = pwd.getpwnam(caller) if caller else pwd.getpwuid(os.getuid())
     except KeyError:
         return "", ()
+    name = entry.pw_name
     groups = []
-    for number in os.getgroups():
+    for number in os.getgrouplist(name, entry.pw_gid) if caller else os.getgroups():
         try:
             groups.append(grp.getgrgid(number).gr_name)
         except KeyError:
