@@ -65,7 +65,7 @@ def _isolated(scene: Scene, card: Device) -> Finding:
     if any(reason.level is Level.BLOCKED for reason in reasons):
         return Finding(Verdict.FAIL, "; ".join(texts), "put the card into another slot", about)
     others = " ".join(map(str, _companions(scene, functions, going)))
-    fix = f"virtpass domain attach DOMAIN {about} {others}  # or put the card into another slot"
+    fix = f"virtpass domain attach DOMAIN {about} {others} # or put the card into another slot"
     return Finding(Verdict.FAIL, "; ".join(texts), fix, about)
 
 
@@ -102,7 +102,7 @@ def _display(scene: Scene) -> list[Finding]:
         if is_last and (len(cards) == 1 or about in scene.outside.assigned):
             what = f"{seen}; the host has no other screen, and is dark while a guest has it"
             fix = (
-                "virtpass domain policy DOMAIN display=hand-over  # lets the desktop go; have SSH as a way in"
+                "virtpass domain policy DOMAIN display=hand-over # lets the desktop go; have SSH as a way in"
             )
             found.append(Finding(Verdict.WARN, what, fix, about))
         elif about in scene.outside.assigned and monitors and not any(one is None or one for one in others):

@@ -101,7 +101,7 @@ def _under_profile(profile: apparmor.Profile, python: str) -> Finding:
             what = f"{what} in what can be read of it"
             return Finding(Verdict.UNKNOWN, what, "sudo journalctl -k -g DENIED")
         if profile.has_local:
-            fix = f"echo '  {rule}' | sudo tee -a {profile.local} && {load}"
+            fix = f"echo '{rule}' | sudo tee -a {profile.local} && {load}"
         else:
             fix = f"add the rule {rule} to it, then: {load}"
         return Finding(Verdict.FAIL, what, fix)
@@ -184,7 +184,7 @@ def _member(scene: Scene) -> list[Finding]:
     what = f"{user} is not in the group libvirt: virt-manager asks for a password"
     return [
         Finding(
-            Verdict.WARN, what, f"sudo usermod -aG libvirt {shlex.quote(outside.user)}  # then log in anew"
+            Verdict.WARN, what, f"sudo usermod -aG libvirt {shlex.quote(outside.user)} # then log in anew"
         )
     ]
 
