@@ -5,10 +5,13 @@ Files of the kernel stand for the nodes of a card: a character device is one, wh
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +22,11 @@ from hypothesis import strategies as st
 from tests.simulation import CARD, DISK, SimulatedHost, desktop
 from virtpass.binding import holders, safety
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import RefusedError
+from virtpass.system import device_users
+from virtpass.system.device_users import _remote_mounts, _Wanted
+from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
-from virtpass.system.worker import Node, Worker, _remote_mounts, _Wanted
+from virtpass.system.worker import first_parent
 
 FULL, ZERO = "/dev/full", "/dev/zero"
 NODES = {FULL: "c1:7", ZERO: "c1:5"}
@@ -165,41 +170,131 @@ def test_a_mapped_node_that_was_made_elsewhere_is_the_device(begin: Begin, tmp_p
 # who does not answer
 
 
-class Silent(Worker):
-    """A child that gets no answer about some processes."""
-
-    silent: frozenset[str] = frozenset()
-
-    def search(self, directory: str, processes: list[str], nodes: list[Node], deadline: float) -> list[str]:
-        if self.silent & set(processes):
-            raise TimeoutError
-        return super().search(directory, processes, nodes, deadline)
-
-
 @pytest.fixture
-def busy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Host]:
-    """Return a host on which there is no answer about some processes, or no time."""
+def mute(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Processes about whose mappings there is no answer."""
+    found: set[str] = set()
+    mapped_by = _Wanted._mapped_by
 
-    def build(*silent: str) -> Host:
-        monkeypatch.setattr(Silent, "silent", frozenset(silent))
-        monkeypatch.setattr("virtpass.system.host.Worker", Silent)
-        return Host()
+    def wait(self: _Wanted, process: bytes) -> int | None:
+        while os.path.basename(os.fsdecode(process)) in found:
+            time.sleep(1)
+        return mapped_by(self, process)
 
-    return build
-
-
-def test_who_does_not_answer_hides_nobody(begin: Begin, busy: Callable[..., Host]) -> None:
-    fake, holder = begin(f"f = open({FULL!r})"), begin(f"f = open({FULL!r})")
-    host = busy(fake)
-    assert host.using([fake, holder], NODES, 5.0) == {holder: FULL}
-    assert host.unseen_processes == {fake}
+    monkeypatch.setattr(_Wanted, "_mapped_by", wait)
+    monkeypatch.setattr(device_users, "PATIENCE", 0.3)
+    return found
 
 
-def test_without_time_the_path_of_a_node_counts(begin: Begin, busy: Callable[..., Host]) -> None:
-    holder, other = begin(f"f = open({FULL!r})"), begin("")
-    host = busy()
-    assert host.using([holder, other], NODES, 0.0) == {holder: FULL}
-    assert host.unseen_processes == {other}
+def test_who_does_not_answer_hides_nobody(begin: Begin, mute: set[str]) -> None:
+    before, dead, holder = begin(f"f = open({FULL!r})"), begin(""), begin(f"f = open({FULL!r})")
+    host = Host()
+    mute.add(dead)
+    assert host.using([before, dead, holder], NODES, 30.0) == {before: FULL, holder: FULL}
+    assert host.unseen_processes == {dead}
+
+
+def test_what_is_open_counts_although_nobody_tells_of_the_mappings(begin: Begin, mute: set[str]) -> None:
+    holder = begin(f"f = open({FULL!r})")
+    mute.add(holder)
+    host = Host()
+    assert host.using([holder], NODES, 30.0) == {holder: FULL}
+    assert host.unseen_processes == set()
+
+
+def test_who_did_not_answer_is_not_waited_for_again(begin: Begin, mute: set[str]) -> None:
+    dead = begin(
+        "g = []\nimport signal\nsignal.signal(signal.SIGUSR1, lambda *_: g.append(open('/dev/full')))"
+    )
+    host = Host()
+    mute.add(dead)
+    assert host.using([dead], NODES, 30.0) == {}
+    assert host.unseen_processes == {dead}
+    began = time.monotonic()
+    assert host.using([dead], NODES, 0.2) == {}
+    assert time.monotonic() - began < 0.2
+    assert host.unseen_processes == {dead}
+    # What it opens since is seen all the same.
+    os.kill(int(dead), signal.SIGUSR1)
+    end = time.monotonic() + 30
+    while not host.using([dead], NODES, 5.0) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert host.using([dead], NODES, 5.0) == {dead: FULL}
+    assert host.unseen_processes == set()
+
+
+def test_no_child_of_a_look_is_left(begin: Begin, mute: set[str]) -> None:
+    dead = begin("")
+    mute.add(dead)
+    Host().using([dead, str(os.getpid())], NODES, 30.0)
+    names = {(Path("/proc") / one / "comm").read_text().strip() for one in children()}
+    assert device_users.NAME not in names
+    # Nor would one be taken for a child that may still write.
+    assert first_parent(device_users.NAME) is None
+
+
+def children() -> set[str]:
+    """Return the processes that this one has made."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {process for task in tasks for process in (task / "children").read_text().split()}
+
+
+def test_a_process_with_many_files_is_not_taken_for_one_that_does_not_answer(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_users, "_BEAT", 10)
+    number = device_users._number
+
+    def slow(path: bytes) -> bytes:
+        time.sleep(0.005)
+        return number(path)
+
+    monkeypatch.setattr(device_users, "_number", slow)
+    monkeypatch.setattr(device_users, "PATIENCE", 0.5)
+    holder = begin(f"f = [open('/dev/null') for _ in range(200)]\n{mapping(ZERO, 'MAP_PRIVATE')}")
+    many = begin("f = [open('/dev/null') for _ in range(200)]")
+    assert Host().using([many, holder], NODES, 60.0) == {holder: ZERO}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_without_time_nobody_is_said_to_be_free(begin: Begin, mute: set[str], seconds: float) -> None:
+    dead = begin("")
+    mute.add(dead)
+    with pytest.raises(FailedError, match=r"who uses /dev/\w+ cannot be told: process \d+ takes too long"):
+        Host().using([dead, dead], NODES, seconds)
+
+
+@pytest.mark.parametrize("call", ["fork", "pipe"])
+def test_without_a_child_nobody_is_said_to_be_free(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    holder = begin(f"f = open({FULL!r})")
+
+    def refuse() -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    host = Host()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(FailedError, match="cannot be told"):
+            host.using([holder], NODES, 5.0)
+    assert host.using([holder], NODES, 5.0) == {holder: FULL}
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+def test_with_standard_descriptors_closed_holders_are_seen(
+    begin: Begin, tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    holder = begin(f"f = open({FULL!r})")
+    (tmp_path / "attribute").write_text("value")
+    code = (
+        f"import os\nfor one in {closed}: os.close(one)\n"
+        "from virtpass.system.host import Host\n"
+        f"seen = Host().using([{holder!r}], {NODES!r}, 30.0) == {{{holder!r}: {FULL!r}}}\n"
+        f"read = Host({os.fspath(tmp_path)!r}).read_attribute('/attribute', 30) == 'value'\n"
+        "os._exit(0 if seen and read else 1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
 def test_many_processes_and_nodes_are_all_asked(begin: Begin) -> None:
@@ -227,7 +322,7 @@ def wanted(directory: Path, mounts: bytes) -> _Wanted:
     (directory / "self" / "ns").mkdir(parents=True)
     (directory / "self" / "mountinfo").write_bytes(mounts)
     os.symlink("mnt:[1]", directory / "self" / "ns" / "mnt")
-    return _Wanted(os.fsencode(directory), [(b"c1:7", b"-", b"/dev/full")])
+    return _Wanted(os.fsencode(directory), [(b"c1:7", b"-", b"/dev/full")], lambda: None)
 
 
 def a_process(directory: Path, number: int, *links: str, mounts: str = "mnt:[1]") -> bytes:
@@ -249,7 +344,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(os.fsdecode(os.readlink(path)))
         return b"c1:7" if found[-1] == "/dev/full" else b""
 
-    monkeypatch.setattr("virtpass.system.worker._number", number)
+    monkeypatch.setattr("virtpass.system.device_users._number", number)
     return found
 
 
@@ -281,7 +376,7 @@ def test_mappings_of_servers_are_not_asked(tmp_path: Path, monkeypatch: pytest.M
         asked.append(path)
         return b""
 
-    monkeypatch.setattr("virtpass.system.worker._number", number)
+    monkeypatch.setattr("virtpass.system.device_users._number", number)
     process = a_process(tmp_path, 7)
     (tmp_path / "7" / "maps").write_text(
         "00400000-00401000 rw-s 00000000 00:32 9 /mnt/a b/x\n"

@@ -144,7 +144,7 @@ def test_a_function_with_a_mediated_device_stays(card: SimulatedHost) -> None:
     card.add_mediated_type(FIRST, "nvidia-700", 1)
     card.write_attribute(f"/sys/bus/pci/devices/{FIRST}/mdev_supported_types/nvidia-700/create", GUEST, 1)
     error = error_of(card, 0)
-    assert (error.reference, error.remedy) == ("mediated-in-use", f"virtpass mdev remove {GUEST}")
+    assert (error.reference, error.remedy) == ("mediated-devices", f"virtpass mdev remove {GUEST}")
 
 
 def test_the_number_is_refused_before_anything_is_written(card: SimulatedHost) -> None:

@@ -3,6 +3,8 @@
 Imported by the hook: the imports here are on its allow-list.
 """
 
+import errno
+
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, one_line
@@ -20,10 +22,13 @@ _LOGIND = "systemd-logind"
 
 # Seconds: of an attribute, and of one look at all processes.
 _DEADLINE = 10.0
-_LOOK_DEADLINE = 5.0
+_LOOK_DEADLINE = 15.0
 
 # Of a block device, which has numbers of its own beside those of character devices.
 _BLOCK = ("DEVTYPE=disk", "DEVTYPE=partition")
+
+# The device has just gone, or this user may not ask.
+_NONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM))
 
 # How many are named in a message.
 _NAMED = 4
@@ -70,7 +75,7 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
         process id, name of the program as it can be printed, device node; one entry for each process, sorted.
 
     Raises:
-        FailedError: a device does not answer.
+        FailedError: a device does not answer, or it cannot be told who uses it.
     """
     nodes: dict[str, str] = {}
     for address in addresses:
@@ -137,8 +142,11 @@ def _node(host: Host, path: str) -> list[tuple[str, str]]:
         lines = host.read_attribute(f"{path}/uevent", _DEADLINE).splitlines()
     except NoAnswer as error:
         raise FailedError("no-answer", f"{path}/uevent cannot be read: a driver holds it") from error
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in _NONE:
+            return []
+        # Any other answer does not say that nobody can have it open.
+        raise FailedError("no-answer", f"{path}/uevent cannot be read: {error.strerror}") from error
     number = host.read(f"{path}/dev")
     kind = "b" if any(line in _BLOCK for line in lines) else "c"
     return [

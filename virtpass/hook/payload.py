@@ -53,6 +53,8 @@ MODULES = (
     "pci/sysfs.py",
     "pci/usage.py",
     "system/__init__.py",
+    "system/child.py",
+    "system/device_users.py",
     "system/errors.py",
     "system/host.py",
     "system/program.py",

@@ -8,7 +8,6 @@ from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.functions import COUNT, PhysicalFunction, owner, physical_function
-from virtpass.pci.mediated import mediated_devices
 from virtpass.system.errors import RefusedError, UsageError, VirtpassError
 from virtpass.system.host import Host
 
@@ -199,13 +198,6 @@ def _refuse_unchangeable(host: Host, device: PhysicalFunction) -> None:
     safety.refuse_in_use(host, list(device.functions))
     for address in device.functions:
         _refuse_stacked(host, address)
-    for mediated in mediated_devices(host):
-        if mediated.parent in device.functions:
-            raise RefusedError(
-                "mediated-in-use",
-                f"the mediated device {mediated.uuid} is made of {mediated.parent}",
-                f"virtpass mdev remove {mediated.uuid}",
-            )
 
 
 def _refuse_bound(host: Host, device: PhysicalFunction) -> None:

@@ -7,11 +7,11 @@ import errno
 import os
 import select
 import stat
-import time
 
 from virtpass.system import waiting
+from virtpass.system.device_users import Node, users
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
-from virtpass.system.worker import NoAnswer, Node, Worker
+from virtpass.system.worker import NoAnswer, Worker
 
 _MAX_READ = 1 << 20
 # Of files of our own: more than any is let grow to.
@@ -32,11 +32,6 @@ _OPEN_DEADLINE = 10.0
 # How a node refuses to be opened that nobody uses, or that this user may not ask about. Any other answer,
 # such as that of a driver which fails, does not say that it is free.
 _FREE = frozenset((errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EACCES, errno.EPERM))
-# Processes and nodes in one request to the child, and the seconds that it gets: a process that does not
-# answer keeps the others of its request from being asked, which is then made good one by one.
-_AT_ONCE = 64
-_NODES_AT_ONCE = 256
-_SEARCH_DEADLINE = 0.5
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
@@ -62,7 +57,7 @@ class Host:
     def __init__(self, root: str = "/") -> None:
         self.root = root.rstrip("/")
         self.unseen_processes: set[str] = set()
-        self._silent_processes: set[str] = set()
+        self._silent_processes: dict[str, str] = {}
         self._worker: Worker | None = None
         self._unanswered: set[str] = set()
 
@@ -209,48 +204,40 @@ class Host:
         What a descriptor or a mapping is, is known by its device number, under whichever path it was opened.
 
         A process about which there is no answer (its memory map is locked, or it has a file of a server that
-        is gone) is not asked about again, and is one of `unseen_processes`, as those are for which no time
-        was left. Of the latter, whoever has the path of a node open counts as well.
+        is gone) is asked no more but for what it has open under the path of a node; it is one of
+        `unseen_processes` unless that is so.
 
         Args:
             processes: their numbers; those that this user may not ask are left out.
             nodes: numbers of device nodes (``c226:0``) by their paths; one without number is not looked for.
             deadline: seconds for all of them.
-        """
-        end = time.monotonic() + deadline
-        wanted = [Node(number, self._place(path, number), path) for path, number in nodes.items() if number]
-        found: dict[str, str] = {}
-        self.unseen_processes = self._silent_processes & set(processes)
-        for first in range(0, len(wanted), _NODES_AT_ONCE):
-            some = wanted[first : first + _NODES_AT_ONCE]
-            asked = [one for one in processes if one not in self._silent_processes and one not in found]
-            for number, which in self._search(asked, some, end):
-                found[number] = some[which][2]
-        for number in self.unseen_processes - self._silent_processes - set(found):
-            links = (self.link_target(f"/proc/{number}/fd/{one}") for one in self.names(f"/proc/{number}/fd"))
-            found.update((number, path) for path in links if path in nodes)
-        self.unseen_processes -= set(found)
-        return found
 
-    def _search(self, processes: list[str], nodes: list[Node], end: float) -> list[tuple[str, int]]:
-        """Return which processes use which of some nodes; whoever could not be asked is unseen."""
-        found: list[str] = []
-        requests = [processes[first : first + _AT_ONCE] for first in range(0, len(processes), _AT_ONCE)]
-        # Grows while it is gone through: those beside a silent one have their turn when all others had it.
-        for some in requests:
-            left = min(end - time.monotonic(), _SEARCH_DEADLINE)
-            if left <= 0:
-                self.unseen_processes.update(some)
-                continue
-            try:
-                found += self._attributes().search(self.path("/proc"), some, nodes, left)
-            except OSError:
-                if len(some) > 1:
-                    requests += [[one] for one in some]
-                    continue
-                self.unseen_processes.update(some)
-                self._silent_processes.update(some)
-        return [(number, int(which)) for number, _, which in (line.partition(" ") for line in found)]
+        Raises:
+            FailedError: it cannot be told.
+        """
+        wanted = [Node(number, self._place(path, number), path) for path, number in nodes.items() if number]
+        self.unseen_processes = set()
+        if not wanted:
+            return {}
+        # A number may be that of another process by now.
+        silent = {one for one, since in self._silent_processes.items() if self._started(one) == since}
+        try:
+            used = users(self.path("/proc"), processes, wanted, silent, deadline)
+        except OSError as error:
+            raise FailedError(
+                "no-answer",
+                f"who uses {wanted[0][2]} cannot be told: {error.strerror}",
+                "look for what keeps this host so busy, and try again",
+            ) from error
+        self._silent_processes = {one: self._started(one) for one in silent}
+        self.unseen_processes = (silent & set(processes)) - set(used)
+        return {process: wanted[which][2] for process, which in used.items()}
+
+    def _started(self, process: str) -> str:
+        """Return when a process was started, in ticks since the boot; empty when it is gone."""
+        # Fields after the name in brackets, which may hold anything: the twentieth.
+        fields = (self.read(f"/proc/{process}/stat") or "").rpartition(")")[2].split()
+        return fields[19] if len(fields) > 19 else ""
 
     def _place(self, path: str, number: str) -> str:
         """Return where a device node is, as ``maps`` says it; empty unless it is the one of that number."""

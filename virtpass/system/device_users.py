@@ -1,0 +1,318 @@
+"""Which processes have device nodes open, or mapped into their memory.
+
+What a descriptor or a mapping is, only the kernel can say, and it may wait for a file server that is gone,
+or for the lock of a memory map. So a child asks, and tells how far it is: one that gets no answer about a
+process is ended, which a wait of this kind allows, and another one goes on behind that process. One that is
+merely slow goes on telling.
+
+Imported by the hook: the imports here are on its allow-list.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import time
+
+from virtpass.system import child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How the child is called in /proc. It writes nothing, and is none of those that are waited for.
+NAME = "virtpass-look"
+# Seconds without a word after which a process counts as one about which there is no answer.
+PATIENCE = 1.0
+# Descriptors, or lines of a memory map, between two words.
+_BEAT = 512
+_SIGKILL = 9
+# Seconds in which a child that was ended is gone, unless it waits in the kernel for what cannot be cut off.
+_GOING = 0.1
+
+# File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. None of their
+# files is the node of a device of this machine.
+_REMOTE = frozenset(
+    b"9p afs beegfs ceph cifs coda gfs2 glusterfs gpfs lustre nfs nfs4 ocfs2 orangefs smb3 smbfs vboxsf"
+    b" virtiofs".split()
+)
+_KINDS = {stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
+
+
+class Node(tuple[str, str, str]):
+    """A device node that is looked for.
+
+    Its number, such as ``c226:0`` or ``b259:1``; where it is, as a line of ``maps`` says it (``00:06:351``,
+    empty when that is not known); and its path. The path finds nothing: it says where to look first.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, number: str, place: str, path: str) -> Node:
+        """Hold the three together."""
+        return super().__new__(cls, (number, place or "-", path))
+
+
+def users(
+    directory: str, processes: list[str], nodes: list[Node], silent: set[str], seconds: float
+) -> dict[str, int]:
+    """Return which processes use which of some device nodes, by its place in the list.
+
+    Args:
+        directory: where /proc is on this machine.
+        processes: their numbers; those that this user may not ask are left out.
+        nodes: the device nodes.
+        silent: processes about which there was no answer before: of these, only what is open under the path
+            of a node counts. Those about which there is none now are added.
+        seconds: for all of it.
+
+    Raises:
+        OSError: it cannot be told: no child could be made, or the time was not enough (ETIMEDOUT).
+    """
+    end = time.monotonic() + seconds
+    found: dict[str, int] = {}
+    left = list(processes)
+    while left:
+        stopped = _look(directory, left, nodes, silent, found, end)
+        if not stopped:
+            break
+        silent.add(stopped)
+        left = left[left.index(stopped) + 1 :]
+    return found
+
+
+def _look(
+    directory: str,
+    processes: list[str],
+    nodes: list[Node],
+    silent: set[str],
+    found: dict[str, int],
+    end: float,
+) -> str:
+    """Let a child go through processes; return the one at which it got no answer, empty when it went through.
+
+    Raises:
+        OSError: as `users`.
+    """
+    reading, writing = child.pipe()
+    try:
+        try:
+            looking = child.start(lambda: _tell(writing, directory, processes, nodes, silent))
+        finally:
+            os.close(writing)
+        try:
+            return _listen(reading, processes, found, end)
+        finally:
+            _end(looking)
+    finally:
+        os.close(reading)
+
+
+def _listen(reading: int, processes: list[str], found: dict[str, int], end: float) -> str:
+    """Take in what the child tells, as `_look`."""
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    current = -1
+    pending = b""
+    while True:
+        seconds = min(PATIENCE, end - time.monotonic())
+        if seconds <= 0:
+            raise OSError(errno.ETIMEDOUT, f"process {processes[max(current, 0)]} takes too long")
+        if not poll.poll(seconds * 1000):
+            if current >= 0 and time.monotonic() < end:
+                return processes[current]
+            continue
+        chunk = os.read(reading, 1 << 16)
+        if not chunk:
+            raise OSError(errno.EPIPE, "the process that looks has ended")
+        *words, pending = (pending + chunk).split(b" ")
+        for word in words:
+            if word == b"end":
+                return ""
+            if word == b"next":
+                current += 1
+            elif word.isdigit():
+                found[processes[current]] = int(word)
+
+
+def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node], silent: set[str]) -> None:
+    """Go through processes, and tell of each; runs in the child.
+
+    It says ``next`` before each process, the place of a node where the process uses one, ``.`` where it takes
+    long, and ``end``.
+    """
+    child.cut_off(NAME, writing)
+    count = 0
+
+    def beat() -> None:
+        nonlocal count
+        count += 1
+        if count % _BEAT == 0:
+            os.write(writing, b". ")
+
+    base = os.fsencode(directory)
+    wanted = _Wanted(base, [tuple(map(os.fsencode, node)) for node in nodes], beat)
+    for process in processes:
+        os.write(writing, b"next ")
+        which = wanted.used_by(base + b"/" + os.fsencode(process), is_silent=process in silent)
+        if which is not None:
+            os.write(writing, b"%d " % which)
+    os.write(writing, b"end ")
+
+
+def _end(process: int) -> None:
+    """End a child, and see it go; one that the kernel keeps is left behind."""
+    try:
+        os.kill(process, _SIGKILL)
+        end = os.pidfd_open(process)
+        try:
+            poll = select.poll()
+            poll.register(end, select.POLLIN)
+            poll.poll(_GOING * 1000)
+        finally:
+            os.close(end)
+        os.waitpid(process, os.WNOHANG)
+    except OSError:
+        pass  # it has gone; or whoever called us does not want to know of its children
+
+
+class _Wanted:
+    """The nodes that are looked for, and the mounts of this machine on which nobody is asked what a file is.
+
+    A path proves nothing: whoever has mounts of his own can give any file the path of a node, and have a node
+    open under another path. So a file counts by its device number, which takes a descriptor or a mapping to
+    ask for, and opens nothing. Paths only tell where to look first, and where not to ask: about a file of a
+    server that is gone there is no answer, and what else the process has open would not be seen.
+    """
+
+    def __init__(self, directory: bytes, nodes: list[tuple[bytes, ...]], beat: Callable[[], None]) -> None:
+        # Of two equal ones the first counts.
+        self._numbers = {number: which for which, (number, _, _) in reversed(list(enumerate(nodes)))}
+        self._places = {place: which for which, (_, place, _) in reversed(list(enumerate(nodes)))}
+        self._paths = {path for _, _, path in nodes}
+        self._beat = beat
+        self._namespace = _link(directory + b"/self/ns/mnt")
+        self._remote, self._remote_numbers = _remote_mounts(directory + b"/self/mountinfo")
+        # Where mappings lead that are none of a node.
+        self._others: set[bytes] = set()
+
+    def used_by(self, process: bytes, *, is_silent: bool = False) -> int | None:
+        """Return which node a process, by its directory, has open or mapped; None for none.
+
+        One that has gone meanwhile, or is another user's, has none.
+
+        Args:
+            process: its directory.
+            is_silent: it did not answer before; only what nobody can keep waiting is asked.
+        """
+        try:
+            names = os.listdir(process + b"/fd")
+        except OSError:
+            names = []
+        others = []
+        # Elsewhere, mounts of the user's own may hide what is open beneath them.
+        has_our_mounts = bool(self._remote) and _link(process + b"/ns/mnt") == self._namespace
+        for name in names:
+            self._beat()
+            path = b"%s/fd/%s" % (process, name)
+            target = _link(path)
+            if target in self._paths:
+                which = self._numbers.get(_number(path))
+                if which is not None:
+                    return which
+            # Sockets, pipes and the like have no path.
+            elif target.startswith(b"/") and not (has_our_mounts and self._is_remote(target)):
+                others.append(path)
+        if is_silent:
+            return None
+        for path in others:
+            self._beat()
+            which = self._numbers.get(_number(path))
+            if which is not None:
+                return which
+        return self._mapped_by(process)
+
+    def _mapped_by(self, process: bytes) -> int | None:
+        spans: dict[bytes, bytes] = {}
+        try:
+            with open(process + b"/maps", "rb") as file:
+                for line in file:
+                    self._beat()
+                    # Range, permissions, offset, major:minor, inode, and a path.
+                    fields = line.split(None, 5)
+                    if len(fields) < 5 or fields[4] == b"0":
+                        continue
+                    place = fields[3] + b":" + fields[4]
+                    if place in self._places:
+                        return self._places[place]
+                    # A node that was made elsewhere has another place. Private mappings are left out there:
+                    # they are all the programs and libraries that run, and nobody draws through one.
+                    is_shared = fields[1][3:] == b"s" and fields[3] not in self._remote_numbers
+                    if is_shared and place not in self._others:
+                        spans.setdefault(place, fields[0])
+        except OSError:
+            return None
+        for place, span in spans.items():
+            self._beat()
+            # There the numbers are not padded.
+            start, end = (one.lstrip(b"0") or b"0" for one in span.partition(b"-")[::2])
+            which = self._numbers.get(_number(b"%s/map_files/%s-%s" % (process, start, end)))
+            if which is not None:
+                return which
+            self._others.add(place)
+        return None
+
+    def _is_remote(self, path: bytes) -> bool:
+        """Tell whether the last mount that a path leads into is one of a file server."""
+        while path and path not in self._remote:
+            path = path.rpartition(b"/")[0]
+        return self._remote.get(path, False)
+
+
+def _remote_mounts(path: bytes) -> tuple[dict[bytes, bool], frozenset[bytes]]:
+    """Return the mounts of a ``mountinfo``.
+
+    Returns:
+        for each mount point whether only file systems of servers are mounted there, empty where there is none
+        of these at all; and the numbers of those, as ``maps`` writes them.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}, frozenset()
+    mounts: dict[bytes, bool] = {}
+    numbers = set()
+    for line in lines:
+        head, _, tail = line.partition(b" - ")
+        fields, kind = head.split(b" "), tail.partition(b" ")[0]
+        if len(fields) < 5:
+            continue
+        is_remote = kind in _REMOTE or kind.startswith(b"fuse")
+        where = fields[4]
+        for code in (b" ", b"\t", b"\n", b"\\"):
+            where = where.replace(b"\\%03o" % ord(code), code)
+        mounts[where] = is_remote and mounts.get(where, True)
+        major, _, minor = fields[2].partition(b":")
+        if is_remote and major.isdigit() and minor.isdigit():
+            numbers.add(b"%02x:%02x" % (int(major), int(minor)))
+    return (mounts, frozenset(numbers)) if numbers else ({}, frozenset())
+
+
+def _link(path: bytes) -> bytes:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return b""
+
+
+def _number(path: bytes) -> bytes:
+    """Return which device a file is, as `Node` has it; empty for none, or one that is gone."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return b""
+    kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    return b"%s%d:%d" % (kind, os.major(state.st_rdev), os.minor(state.st_rdev)) if kind else b""
