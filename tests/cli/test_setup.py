@@ -337,6 +337,30 @@ def test_the_command_asks(
     assert "display=hand-over" in out
 
 
+def test_an_iommu_that_setup_switches_on_speaks_against_no_card(
+    connection: Connection,
+    host: SimulatedHost,
+    programs: Programs,
+    capfd: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch_off(host)
+    typed(monkeypatch, "\n1\ny\ny\n")
+    status, out, err = command(host, capfd, "setup")
+    assert status == 0, err
+    assert f"  1. {CARD}" in out
+    assert "never" not in out
+    assert "Which card? [1]" in err, "the only one is offered"
+    assert "now reboot" in err
+    # The boot did not switch it on, and nothing that setup does would: the card is what it is.
+    boot(host)
+    status, out, err = command(
+        host, capfd, "setup", "01:00.0", "guest", "--policy", "display=refuse", "--yes"
+    )
+    assert status == 4, err
+    assert "no IOMMU is active" in err
+
+
 def test_the_command_goes_on_after_a_reboot(
     connection: Connection, host: SimulatedHost, programs: Programs, capfd: Captured
 ) -> None:

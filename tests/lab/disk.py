@@ -42,8 +42,10 @@ _BY_UUID = f"UUID={ROOT_UUID}"
 GRUB_BIOS = Kind("grub-bios", own_loader=True, libvirt=False, root=_BY_UUID)
 GRUB_UEFI = Kind("grub-uefi", own_loader=True, uefi=True, libvirt=False, root=_BY_UUID)
 SYSTEMD_BOOT = Kind("systemd-boot", own_loader=True, uefi=True, libvirt=False, root=_BY_UUID)
+# Takes the whole way of a user: a libvirt daemon, and a kernel that waits to be told of the IOMMU.
+GRUB_LIBVIRT = Kind("grub-libvirt", own_loader=True, root=_BY_UUID, extends=GRUB_BIOS)
 BOOT_KINDS = (GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT)
-KINDS = {kind.name: kind for kind in (STANDARD, *BOOT_KINDS, DESKTOP)}
+KINDS = {kind.name: kind for kind in (STANDARD, *BOOT_KINDS, DESKTOP, GRUB_LIBVIRT)}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,17 @@ import tarfile
 from pathlib import Path
 
 from . import desktop
-from .disk import DESKTOP, ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
+from .disk import (
+    DESKTOP,
+    ESP_ID,
+    GRUB_BIOS,
+    GRUB_LIBVIRT,
+    GRUB_UEFI,
+    ROOT_UUID,
+    STANDARD,
+    SYSTEMD_BOOT,
+    Kind,
+)
 from .topology import AGENT_PORT
 
 HERE = Path(__file__).parent
@@ -125,20 +135,42 @@ KIND_FILES = {
 SYSTEMD_BOOT_LINKS = {"etc/kernel/install.d/50-depmod.install": "/dev/null"}
 LINKS = {f"etc/systemd/system/multi-user.target.wants/{AGENT_UNIT}": f"../{AGENT_UNIT}"}
 COPIES = ("agent.py",)
-# For the guest, and for booting without a bootloader.
-COPIES_IN_STANDARD = ("guest_init.sh", "host_init.sh", "initramfs.py")
+# Debian's kernel uses Intel's IOMMU by itself. Those of other distributions wait for intel_iommu=on, and so
+# does one that is told this first.
+IOMMU_OFF = "intel_iommu=off"
+# Who sits at the monitor and types.
+ROOT_AT_THE_MONITOR = "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear %I linux\n"
+GRUB_LIBVIRT_FILES = {
+    "etc/default/grub.d/lab.cfg": f'GRUB_CMDLINE_LINUX="{IOMMU_OFF}"\n',
+    # As on the command line of the standard machine: pictures do not show what KVM says of every guest.
+    "etc/modprobe.d/lab.conf": "options kvm ignore_msrs=1 report_ignored_msrs=0\n",
+    "etc/systemd/system/getty@tty1.service.d/lab.conf": ROOT_AT_THE_MONITOR,
+}
+
+
+def initramfs(kind: Kind) -> dict[str, tuple[str, ...]]:
+    """Return the modules of each initial RAM file system of ours that a machine of `kind` has, by its name.
+
+    That of the host is for booting without a bootloader.
+    """
+    if kind.base == STANDARD:
+        return {"host": HOST_MODULES, "guest": GUEST_MODULES}
+    return {"guest": GUEST_MODULES} if kind == GRUB_LIBVIRT else {}
 
 
 def tar(kind: Kind) -> bytes:
     """Return all files of a machine of `kind` as a tar archive, the same bytes for the same content."""
     copies, masked, generators = list(COPIES), list(MASKED), list(MASKED_GENERATORS)
     if kind.base == STANDARD:
-        copies += COPIES_IN_STANDARD
         masked += MASKED_IN_STANDARD
+    if made := initramfs(kind):
+        copies += ["initramfs.py", *(f"{name}_init.sh" for name in made)]
     if kind != SYSTEMD_BOOT:
         generators += MASKED_GENERATORS_WITHOUT_SYSTEMD_BOOT
     contents = {name: text.encode() for name, text in (FILES | KIND_FILES[kind.base]).items()}
     contents.update({f"{INSIDE[1:]}/{name}": (HERE / name).read_bytes() for name in copies})
+    if kind == GRUB_LIBVIRT:
+        contents.update({name: text.encode() for name, text in GRUB_LIBVIRT_FILES.items()})
     if kind == DESKTOP:
         contents.update({name: text.encode() for name, text in desktop.FILES.items()})
         contents.update({f"{INSIDE[1:]}/{name}": data for name, data in desktop.module_sources().items()})

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import desktop, overlay
-from .disk import DESKTOP, ESP_ID, GRUB_BIOS, GRUB_UEFI, ROOT_UUID, STANDARD, SYSTEMD_BOOT, Kind
+from .disk import (
+    DESKTOP,
+    ESP_ID,
+    GRUB_BIOS,
+    GRUB_LIBVIRT,
+    GRUB_UEFI,
+    ROOT_UUID,
+    STANDARD,
+    SYSTEMD_BOOT,
+    Kind,
+)
 
 SUITE = "trixie"
 TAR = "files.tar"
@@ -52,6 +62,17 @@ PACKAGES = {
     GRUB_UEFI: ("dosfstools", "e2fsprogs", "grub-efi-amd64", "initramfs-tools"),
     SYSTEMD_BOOT: ("dosfstools", "dracut", "e2fsprogs", "systemd-boot", "systemd-boot-efi"),
 }
+# What a kind has beside the packages of the one that it extends.
+MORE = {
+    DESKTOP: desktop.PACKAGES,
+    GRUB_LIBVIRT: (
+        "busybox-static",
+        "libvirt-clients",
+        "libvirt-daemon-system",
+        "qemu-system-x86",
+        "qemu-utils",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -63,8 +84,7 @@ class Recipe:
     @property
     def packages(self) -> tuple[str, ...]:
         """The Debian packages that are asked for."""
-        more = desktop.PACKAGES if self.kind == DESKTOP else ()
-        return (*COMMON, *PACKAGES[self.kind.base], *more)
+        return (*COMMON, *PACKAGES[self.kind.base], *MORE.get(self.kind, ()))
 
     @property
     def files(self) -> bytes:
@@ -85,10 +105,11 @@ class Recipe:
         # Twice: the initial RAM file system is made while packages are installed, and these write files too.
         for stage in ("essential", "customize"):
             yield f"--{stage}-hook=tar-in {tar} /"
-        if self.kind.base == STANDARD:
-            for name, modules in (("host", overlay.HOST_MODULES), ("guest", overlay.GUEST_MODULES)):
-                words = f"initramfs.py {name}_init.sh {name}.initramfs {' '.join(modules)}"
-                yield f'--customize-hook=chroot "$1" sh -c "cd {overlay.INSIDE} && python3 {words}"'
+        for name, modules in overlay.initramfs(self.kind).items():
+            words = f"initramfs.py {name}_init.sh {name}.initramfs {' '.join(modules)}"
+            yield f'--customize-hook=chroot "$1" sh -c "cd {overlay.INSIDE} && python3 {words}"'
+        if self.kind == GRUB_LIBVIRT:
+            yield f'--customize-hook=cp "$1"/boot/vmlinuz-* "$1"{overlay.INSIDE}/guest.vmlinuz'
         if self.kind == DESKTOP:
             user_and_modules = shlex.quote(str(scratch / DESKTOP_HOOK.name))
             yield f'--customize-hook=sh {user_and_modules} "$1" {overlay.INSIDE}'

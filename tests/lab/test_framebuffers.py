@@ -195,7 +195,7 @@ def test_it_is_gone_for_good_when_the_card_is_a_vga_controller(host: Machine, gu
     host.wait_until(lambda: journals(host) == [], "nothing is on record")
     assert host.state() == state
     assert f"on {CARD} ({FRAMEBUFFER}) {NOT_BACK}: the kernel has removed it" in last_hand_over(host)
-    assert "nothing to recover" in virtpass(host, "recover").check().error_text
+    assert "nothing to recover" in virtpass(host, "recover").check().text
     assert host.run(["cat", "/proc/fb"]).text == ""
     assert not is_drawn_on(host)
     assert host.picture().is_blank()

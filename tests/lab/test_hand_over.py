@@ -164,7 +164,7 @@ def test_a_hook_that_is_killed_half_way_is_made_good_by_recover(
     assert machine.state() == half_done
     virtpass(machine, "recover").check()
     assert machine.state() == before
-    assert "nothing to recover" in virtpass(machine, "recover").check().error_text
+    assert "nothing to recover" in virtpass(machine, "recover").check().text
 
 
 def test_a_hook_that_is_killed_while_libvirt_waits(machine: Machine, guest: Guest, before: State) -> None:

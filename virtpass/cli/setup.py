@@ -176,7 +176,9 @@ def _choose(question: str, argument: str, lines: Sequence[str], ready: Sequence[
     for number, line in enumerate(lines, 1):
         say(f"{number:>3}. {line}")
     default = ready[0] + 1 if len(ready) == 1 else None
-    chosen: int = click.prompt(question, type=click.IntRange(1, len(lines)), default=default, err=True)
+    chosen: int = click.prompt(
+        question, type=click.IntRange(1, len(lines)), default=default, prompt_suffix=" ", err=True
+    )
     return chosen - 1
 
 

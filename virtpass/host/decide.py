@@ -184,7 +184,7 @@ def _chosen(inventory: Inventory, wishes: Wishes, notes: list[Note]) -> dict[Pci
         for one in (address, *inventory.card(address)):
             chosen[one] = inventory.devices[one].identity
     together = frozenset(chosen)
-    supposed = _with_groups(inventory)
+    supposed = with_groups(inventory)
     for address in sorted(chosen):
         for reason in judge(supposed, address, together).reasons:
             _weigh(address, reason, notes)
@@ -210,7 +210,7 @@ def _weigh(address: PciAddress, reason: Reason, notes: list[Note]) -> None:
         notes.append(Note(reason.reference, f"{address}: {reason.text}", severity))
 
 
-def _with_groups(inventory: Inventory) -> Inventory:
+def with_groups(inventory: Inventory) -> Inventory:
     """Return the inventory as if the IOMMU were on for every device: a slot without a group gets one.
 
     That is what the plan may be about to change; what the host needs a device for counts all the same.
@@ -312,7 +312,9 @@ def _judged(
         if judgement.effect is Effect.FORBIDDEN:
             raise RefusedError("forbidden-argument", text)
         if judgement.effect is Effect.USELESS:
-            notes.append(Note("useless-argument", f"not written: {text}"))
+            # Whoever asks for this one counts on what it does to the groups.
+            severity = Severity.WARNING if argument.startswith("pcie_acs_override") else Severity.NOTE
+            notes.append(Note("useless-argument", f"not written: {text}", severity))
             continue
         if judgement.effect is Effect.HARMFUL:
             if not (is_accepted or wishes.accept_risk):

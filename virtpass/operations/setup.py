@@ -9,8 +9,9 @@ from virtpass.binding.policy import DEFAULT_POLICY, Policy
 from virtpass.domain.plan import DomainPlan
 from virtpass.domain.policy import changed
 from virtpass.hook.install import HookStatus, hook_status
-from virtpass.host.facts import read_facts
-from virtpass.host.iommu import read_iommu
+from virtpass.host.decide import with_groups
+from virtpass.host.facts import HostFacts, read_facts
+from virtpass.host.iommu import IommuState, read_iommu
 from virtpass.host.prepare import HostPlan
 from virtpass.host.status import is_rebooted
 from virtpass.host.wishes import Wishes
@@ -20,7 +21,7 @@ from virtpass.operations.overview import SETUP_RECORD
 from virtpass.operations.rehearsal import Rehearsal, rehearse
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
-from virtpass.pci.inventory import read_device, read_inventory
+from virtpass.pci.inventory import Inventory, read_device, read_inventory
 from virtpass.system.commands import run_command
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
@@ -107,10 +108,23 @@ class SetupPlan:
 
 
 def cards(host: Host) -> list[DeviceReport]:
-    """Return the graphics cards that somebody can choose from, without virtual functions."""
-    inventory = read_inventory(host)
+    """Return the graphics cards that somebody can choose from, without virtual functions.
+
+    What setup itself can mend speaks against none of them.
+    """
+    inventory = _supposed(read_facts(host), read_inventory(host))
     displays = [one for one in inventory.devices.values() if one.is_display and one.physical_function is None]
     return reports(inventory, displays)
+
+
+def _supposed(facts: HostFacts, inventory: Inventory) -> Inventory:
+    """Return what the devices are judged by: while the IOMMU waits for its kernel argument, as if it were on.
+
+    What only the boot with it can tell, the real groups and whether interrupts are remapped, is judged then.
+    """
+    if read_iommu(facts).state is not IommuState.ARGUMENT_MISSING:
+        return inventory
+    return replace(with_groups(inventory), interrupts_are_safe=True)
 
 
 def plan_setup(connection: Connection, host: Host, wish: SetupWish) -> SetupPlan:
@@ -119,12 +133,12 @@ def plan_setup(connection: Connection, host: Host, wish: SetupWish) -> SetupPlan
     Raises:
         VirtpassError: it cannot be done safely as things are; the message says why.
     """
-    inventory = read_inventory(host)
+    facts = read_facts(host)
+    inventory = _supposed(facts, read_inventory(host))
     inventory.device(wish.address)
     card = reports(inventory, [inventory.devices[one] for one in inventory.card(wish.address)])
     planned = host_preparation.plan(host, _wishes(host, wish))
     # What the kernel does not have now it cannot be asked for: groups show after the boot.
-    facts = read_facts(host)
     is_due = planned.present is not None and not is_rebooted(facts, planned.present)
     waits = not read_iommu(facts).is_on and (is_due or not planned.is_empty)
     result = domains.attach(
