@@ -18,9 +18,9 @@ from tests.simulation import CARD, SimulatedHost, domain_xml
 from virtpass.binding import engine
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
-from virtpass.system import device_users
+from virtpass.system import device_users, waiting
 from virtpass.system import host as files
-from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.worker import Worker
 
@@ -109,6 +109,42 @@ def test_the_end_of_a_program_is_waited_for_and_not_looked_for(
     assert own.run(["/bin/sh", "-c", "kill -9 $$"], 10) == -9
     assert own.run(["/bin/sleep", "5"], 0.0) is None
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        # No descriptor is left; those of ours are closed in the program.
+        ("resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); fill()", "3 None"),
+        # The kernel is too old, or forbids it.
+        ("os.pidfd_open = lambda process: os.close(9999)", "3 None"),
+        # Nobody keeps how it ended.
+        ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "None None"),
+    ],
+    ids=["EMFILE", "ENOSYS", "SIGCHLD"],
+)
+def test_the_end_of_a_program_is_found_also_where_it_cannot_be_waited_for(
+    own: Host, condition: str, expected: str
+) -> None:
+    program = f"""
+import os, resource, signal, sys
+from virtpass.system.host import Host
+def fill():
+    try:
+        while True:
+            os.open("/dev/null", os.O_RDONLY)
+    except OSError:
+        pass
+children = open("/proc/thread-self/children")
+own = Host(sys.argv[1])
+{condition}
+ended = own.run(["/bin/sh", "-c", "sleep 0.2; exit 3"], 30)
+assert children.read() == ""
+print(ended, own.run(["/bin/sleep", "1"], 0.1))
+"""
+    argv = [sys.executable, "-c", program, own.root]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == (expected, "")
 
 
 @pytest.mark.parametrize(("limit", "size"), [(0, 4096), (200_000, 200_000)])
@@ -423,6 +459,70 @@ def test_the_umask_of_whoever_calls_changes_no_directory(own: Host) -> None:
         os.umask(before)
     for path in ("/var/lib/virtpass", "/run/virtpass/lent"):
         assert stat.S_IMODE(os.stat(own.path(path)).st_mode) == 0o755
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_directory_whose_mode_cannot_be_set_is_used_if_it_is_ours(
+    own: Host, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """On 9p, FUSE and the like."""
+
+    def refusing(descriptor: int, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fchmod", refusing)
+    before = os.umask(0o077)
+    try:
+        os.close(own.open_directory("/var/lib", create=0o755))
+        os.umask(0)
+        own.open_directory("/run/virtpass", create=0o755)
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.EPERM, PermissionDeniedError), (errno.EROFS, PermissionDeniedError), (errno.EIO, FailedError)],
+)
+def test_a_directory_that_is_open_to_more_than_it_should_be_is_refused(
+    own: Host, monkeypatch: pytest.MonkeyPatch, number: int, error: type[VirtpassError]
+) -> None:
+    def refusing(descriptor: int, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def made(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        make(path, 0o755, dir_fd=dir_fd)
+
+    make = os.mkdir
+    monkeypatch.setattr(os, "fchmod", refusing)
+    monkeypatch.setattr(os, "mkdir", made)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(error, match="/run: "):
+        own.open_directory("/run/virtpass", create=0o700)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("raised", "comes_out"),
+    [(OSError(errno.ENOLCK, "No locks available"), FailedError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_lock_that_fails_leaves_no_descriptor(
+    own: Host, monkeypatch: pytest.MonkeyPatch, raised: BaseException, comes_out: type[BaseException]
+) -> None:
+    def failing(descriptor: int, seconds: float) -> bool:
+        raise raised
+
+    monkeypatch.setattr(waiting, "lock", failing)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(comes_out):
+        own.lock("/run", "l", 1)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_root_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RefusedError, match="not a directory"):
+        Host(str(tmp_path / "file")).open_directory("/run")
 
 
 def test_a_root_that_others_may_write_to_is_refused(tmp_path: Path) -> None:

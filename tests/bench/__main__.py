@@ -189,6 +189,15 @@ def hook(directory: Path) -> list[Figure]:
     ]
 
 
+def alone() -> list[Figure]:
+    """The command alone, against Python's start and a fifth of a second."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    empty = spawn([PYTHON, "-c", "pass"])
+    overview = spawn([PYTHON, "-m", "virtpass"], environment=environment)
+    name = "virtpass alone, against python's start and 0.2 s"
+    return [compare(name, overview, lambda: empty() + 0.2, 1.0, 30)]
+
+
 def devices(directory: Path) -> list[Figure]:
     """The list of devices, against lspci; and its growth with the number of devices."""
     listing = [PYTHON, "-m", "virtpass", "devices", "--json"]
@@ -235,7 +244,7 @@ def main() -> int:
     # In memory, as /run is where the hook writes.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         directory = Path(name)
-        figures = [*gate(directory), *hook(directory), *devices(directory)]
+        figures = [*gate(directory), *hook(directory), *alone(), *devices(directory)]
     print_figures(figures)
     write(figures)
     try:

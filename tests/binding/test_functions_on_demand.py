@@ -351,6 +351,45 @@ def test_a_write_that_is_still_on_its_way_is_not_overtaken(
     assert seen(card) == (0, True)
 
 
+def test_a_stop_waits_for_a_write_only_where_functions_may_go(
+    card: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[None] = []
+
+    def wait(host: SimulatedHost) -> bool:
+        waits.append(None)
+        return True
+
+    assert starts(card, FIRST) == 0
+    assert starts(card, SECOND, uuid=OTHER) == 0
+    monkeypatch.setattr(engine, "wait_for_orphans", wait)
+    # Other devices, and a function while a domain has another one of the same device.
+    functions.take_back(card, [CARD])
+    functions.take_back(card, [FIRST])
+    assert (waits, seen(card)[0]) == ([], 2)
+    monkeypatch.setattr(functions, "made", lambda host: [NIC, NIC])
+    monkeypatch.setattr(functions, "_is_any_used", lambda host, addresses: False)
+    monkeypatch.setattr(functions, "remove", lambda host, device: None)
+    # However many there are.
+    functions.take_back(card, [FIRST])
+    assert waits == [None]
+
+
+def test_what_a_late_write_has_made_is_seen(card: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child of a killed hook makes functions while it is waited for."""
+    set_functions(card, NIC, 2, on_demand=True)
+    card.write_attribute(f"{PF}/sriov_numvfs", "0", 1.0)
+
+    def wait(host: SimulatedHost) -> bool:
+        host.write_attribute(f"{PF}/sriov_numvfs", "2", 1.0)
+        return True
+
+    monkeypatch.setattr(engine, "wait_for_orphans", wait)
+    functions.take_back(card)
+    assert seen(card) == (0, True)
+    assert card.names(MARKS) == []
+
+
 def hang(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     """Let the driver never come back from a write of a number of functions."""
     from tests.simulation import Hangs

@@ -1,5 +1,10 @@
 """Devices that libvirt detaches and reattaches, several at once, on a simulated kernel."""
 
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
 import pytest
 
 from tests.simulation import AUDIO, CARD, NIC, SimulatedHost
@@ -21,6 +26,7 @@ class Libvirt(Connection):
         self.calls: list[tuple[str, PciAddress]] = []
         self.fails: set[tuple[str, PciAddress]] = set()
         self.lies: set[tuple[str, PciAddress]] = set()
+        self.meanwhile: dict[tuple[str, PciAddress], Callable[[], None]] = {}
 
     def detach_node_device(self, address: Addressed) -> None:
         self._act("detach", address)
@@ -41,6 +47,7 @@ class Libvirt(Connection):
         if bound := sysfs.driver(self._host, address):
             self._host.write_attribute(f"{sysfs.DRIVERS}/{bound}/unbind", str(address), 1)
         self._host.write_attribute("/sys/bus/pci/drivers_probe", str(address), 1)
+        self.meanwhile.get((call, address), lambda: None)()
 
 
 def drivers(host: Host) -> dict[PciAddress, str | None]:
@@ -120,3 +127,83 @@ def test_each_is_tried_on_the_way_back(host: SimulatedHost, libvirt: Libvirt) ->
     with pytest.raises(FailedError, match=f"libvirt would not reattach {CARD}"):
         node_devices.reattach(libvirt, host, [CARD, AUDIO])
     assert drivers(host) == {CARD: "vfio-pci", AUDIO: home}
+
+
+def fault() -> None:
+    raise ZeroDivisionError("a fault")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def passed_on(number: int, frame: FrameType | None) -> None:
+    """Handle a signal that should have been held."""
+
+
+def end_of_session() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("where", [AUDIO, CARD])
+@pytest.mark.parametrize(
+    ("what", "comes_out"),
+    [(fault, ZeroDivisionError), (interrupt, KeyboardInterrupt), (end_of_session, KeyboardInterrupt)],
+)
+def test_whatever_stops_it_all_are_where_they_were(
+    host: SimulatedHost,
+    libvirt: Libvirt,
+    where: PciAddress,
+    what: Callable[[], None],
+    comes_out: type[BaseException],
+) -> None:
+    before = drivers(host)
+    libvirt.meanwhile["detach", where] = what
+    # Otherwise a signal that is not held would end the tests.
+    handler = signal.signal(signal.SIGTERM, passed_on)
+    try:
+        with pytest.raises(comes_out):
+            node_devices.detach(libvirt, host, [CARD, AUDIO])
+        kept = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert drivers(host) == before
+    assert kept is passed_on
+
+
+def test_who_stops_it_is_told_what_could_not_be_put_back(host: SimulatedHost, libvirt: Libvirt) -> None:
+    libvirt.meanwhile["detach", CARD] = interrupt
+    libvirt.fails.add(("reattach", AUDIO))
+    with pytest.raises(FailedError) as error:
+        node_devices.detach(libvirt, host, [CARD, AUDIO])
+    assert error.value.what == (
+        f"interrupted; and not everything could be put back: libvirt would not reattach {AUDIO}"
+    )
+
+
+def unbind(host: SimulatedHost, address: PciAddress) -> None:
+    host.write_attribute(f"{sysfs.DRIVERS}/{sysfs.driver(host, address)}/unbind", str(address), 1)
+
+
+def test_it_is_said_when_a_device_gets_a_driver_that_it_did_not_have(
+    host: SimulatedHost, libvirt: Libvirt
+) -> None:
+    unbind(host, AUDIO)
+    libvirt.fails.add(("detach", CARD))
+    with pytest.raises(FailedError) as error:
+        node_devices.detach(libvirt, host, [CARD, AUDIO])
+    assert error.value.what == (
+        f"libvirt would not detach {CARD}; and not everything could be put back:"
+        f" {AUDIO} is bound to {HOME[AUDIO]} now, and was bound to none"
+    )
+
+
+def test_a_device_without_a_driver_that_did_not_go_stays_without(
+    host: SimulatedHost, libvirt: Libvirt
+) -> None:
+    unbind(host, AUDIO)
+    libvirt.fails.add(("detach", AUDIO))
+    with pytest.raises(FailedError) as error:
+        node_devices.detach(libvirt, host, [CARD, AUDIO])
+    assert error.value.what == f"libvirt would not detach {AUDIO}"
+    assert sysfs.driver(host, AUDIO) is None

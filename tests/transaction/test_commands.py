@@ -117,6 +117,29 @@ def test_what_a_killed_process_left_running_is_ended(tmp_path: Path) -> None:
     assert mark != commands.mark()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_processes_of_other_users_are_not_looked_at() -> None:
+    """Reading their environment could take for ever, and be made to."""
+    mark = "0123456789abcdef"
+    with subprocess.Popen(["sleep", "60"], env={"VIRTPASS_COMMAND": mark}, user=65534) as theirs:
+        try:
+            assert not end_marked(mark)
+            assert is_running(theirs.pid)
+            # A root of which only the effective user id is ours may be somebody else's.
+            with subprocess.Popen(
+                [sys.executable, "-c", "import os; os.setresuid(65534, 0, 0); print(flush=True); input()"],
+                env={"VIRTPASS_COMMAND": mark},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as half:
+                assert half.stdout is not None
+                assert half.stdout.readline()
+                assert not end_marked(mark)
+                half.kill()
+        finally:
+            theirs.kill()
+
+
 def test_output_of_a_program_that_fails_or_says_too_much() -> None:
     assert output_of(HOST, ("sh", "-c", "echo a; echo b >&2"), 5) == "a\n"
     assert output_of(HOST, ("sh", "-c", "echo a; exit 1"), 5) is None

@@ -324,11 +324,19 @@ def idle(host: Host, address: PciAddress, had: list[PciAddress] | None = None) -
     Raises:
         VirtpassError: it cannot be told.
     """
-    device = physical_function(host, address)
-    if device is None:
+    if _idle_now(host, address, had) is None or not engine.wait_for_orphans(host):
         return None
-    # A write that is still on its way, or hangs, would make them after all: then nothing would know of it.
-    if engine.is_stuck(host, address) or not engine.wait_for_orphans(host):
+    return _idle_now(host, address, had)
+
+
+def _idle_now(host: Host, address: PciAddress, had: list[PciAddress] | None) -> PhysicalFunction | None:
+    """Do as `idle`, but for a write of a killed hook's child.
+
+    While one is on its way, it would make functions after all, and then nothing would know of them: so what
+    is found idle is asked about again when there is none.
+    """
+    device = physical_function(host, address)
+    if device is None or engine.is_stuck(host, address):
         return None
     if not device.number:
         # Whoever wanted to make them was killed before, or somebody else has removed them.
@@ -367,11 +375,17 @@ def take_back(host: Host, had: list[PciAddress] | None = None, tell: Tell = nobo
         had: as for `idle`.
         tell: is told of it: what, of which device, how many seconds it took, and what went wrong.
     """
+    # Once for all of them: where a child hangs, each wait would last as long as it may.
+    is_settled: bool | None = None
     for address in made(host):
         began = time.monotonic()
         removed, problem = 0, ""
         try:
-            if (device := idle(host, address, had)) is not None:
+            if _idle_now(host, address, had) is None:
+                continue
+            if is_settled is None:
+                is_settled = engine.wait_for_orphans(host)
+            if is_settled and (device := _idle_now(host, address, had)) is not None:
                 removed = device.number
                 remove(host, device)
         except VirtpassError as error:

@@ -27,6 +27,9 @@ def setting(facts: HostFacts, name: str) -> Setting:
 
     Of the files themselves the first one counts; the drop-ins of all directories come after it, in the order
     of their names, and the last value counts. A drop-in hides those of its name in later directories.
+
+    So it is from systemd 256 on (its pull request 30480); kernel-install of 252 reads no drop-ins, and only
+    the files in /etc and /usr/lib. Whoever is refused is told which file says so.
     """
     found = Setting()
     for path in _read(facts):

@@ -10,6 +10,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.transaction.interrupts import held
 
 # libvirt asks for nothing in these calls: neither whether the host can spare the device, nor whether it was
 # detached at all, nor whether the driver took. So it is asked here, under the lock, for
@@ -31,8 +32,9 @@ def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]
         RefusedError: one cannot be isolated, or the host uses it or shows its console there.
         FailedError: libvirt reported success, but a driver is another. Those that had gone are back, or are
             named.
+        KeyboardInterrupt: the user, or the end of his session, stopped it; all are where they were.
     """
-    moved: list[PciAddress] = []
+    before: dict[PciAddress, str | None] = {}
     with locked(host):
         for address in addresses:
             safety.refuse_unassignable(host, address)
@@ -40,18 +42,21 @@ def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]
         moving = [one for one in leaving_order(addresses) if not sysfs.is_on_vfio(host, one)]
         safety.refuse_in_use(host, moving)
         framebuffers.refuse_in_the_way(host, moving, hands_over=False)
-        try:
-            for address in moving:
-                moved.append(address)
-                connection.detach_node_device(address)
-                _prove(host, address, is_detached=True)
-        except VirtpassError as error:
-            if problems := _bring_back(connection, host, moved[::-1]):
-                left = "; ".join(problem.what for problem in problems)
-                what = f"{error.what}; and not everything could be put back: {left}"
-                raise FailedError(error.reference, what, "look at the kernel log") from error
-            raise
-    return moved
+        # A signal between two devices would leave one of them behind.
+        with held() as interrupts:
+            try:
+                for address in moving:
+                    before[address] = sysfs.driver(host, address)
+                    connection.detach_node_device(address)
+                    _prove(host, address, is_detached=True)
+                    interrupts.deliver()
+            except BaseException as error:  # whatever it is: all of them, or none
+                if problems := _put_back(connection, host, before):
+                    cause = _cause(error)
+                    what = f"{cause.what}; and not everything could be put back: {'; '.join(problems)}"
+                    raise FailedError(cause.reference, what, "look at the kernel log") from error
+                raise
+    return list(before)
 
 
 def reattach(connection: Connection, host: Host, addresses: Collection[PciAddress]) -> list[PciAddress]:
@@ -100,6 +105,40 @@ def reset(connection: Connection, host: Host, address: PciAddress) -> None:
             what = f"{address} is bound to {bound}, which would not survive a reset under it"
             raise RefusedError("host-driver", what, f"virtpass device detach {address}")
         connection.reset_node_device(address)
+
+
+def _put_back(connection: Connection, host: Host, before: dict[PciAddress, str | None]) -> list[str]:
+    """Give devices back to the drivers that they had; return what went wrong.
+
+    Args:
+        connection: to libvirt, whose kernel gives a device to whichever driver takes it.
+        host: the host.
+        before: these drivers, in the order in which the devices went.
+    """
+    problems = []
+    for address, driver in reversed(before.items()):
+        if sysfs.driver(host, address) == driver:
+            continue
+        try:
+            connection.reattach_node_device(address)
+            _prove(host, address, is_detached=False)
+        except VirtpassError as error:
+            problems.append(error.what)
+            continue
+        if (bound := sysfs.driver(host, address)) != driver:
+            problems.append(
+                f"{address} is bound to {bound or 'no driver'} now, and was bound to {driver or 'none'}"
+            )
+    return problems
+
+
+def _cause(error: BaseException) -> VirtpassError:
+    """Return why devices do not go, in words for people."""
+    if isinstance(error, VirtpassError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return FailedError("interrupted", "interrupted")
+    return FailedError("fault", f"{type(error).__name__}: {error}")
 
 
 def _bring_back(connection: Connection, host: Host, addresses: list[PciAddress]) -> list[VirtpassError]:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STANDARD = 3
+# Descriptors are looked for below this where nothing lists them: as many as the kernel allows unless it was
+# told otherwise (fs.nr_open), where the limit of a process may be a billion.
+_DESCRIPTORS = 1 << 20
 
 
 def pipe() -> tuple[int, int]:
@@ -36,7 +39,7 @@ def pipe() -> tuple[int, int]:
     return ends[0], ends[1]
 
 
-def start(work: "Callable[[], None]") -> int:
+def start(work: "Callable[[], object]") -> int:
     """Let a child work, which ends with its work whatever becomes of that.
 
     Returns:
@@ -45,13 +48,16 @@ def start(work: "Callable[[], None]") -> int:
     Raises:
         OSError: there can be no child.
     """
-    process = os.fork()
-    if process == 0:
-        try:
+    here = os.getpid()
+    try:
+        process = os.fork()
+        if process == 0:
             work()
-        finally:
+        return process
+    finally:
+        # Whatever interrupts the child, and wherever: it must never go on as its parent would.
+        if os.getpid() != here:
             os._exit(0)
-    return process
 
 
 def cut_off(name: str, *kept: int) -> None:
@@ -63,18 +69,35 @@ def cut_off(name: str, *kept: int) -> None:
     """
     os.setsid()
     os.chdir("/")
-    null = os.open("/dev/null", os.O_RDWR)
-    for standard in range(_STANDARD):
-        if standard not in kept:
-            os.dup2(null, standard)
-    first = _STANDARD
-    for descriptor in sorted(kept):
-        os.closerange(first, descriptor)
-        first = max(descriptor + 1, _STANDARD)
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    _close_all_but(kept)
     try:
+        # What a fault of Python writes to descriptor 2 must not get into a file that is opened here.
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in range(_STANDARD):
+            if standard not in (null, *kept):
+                os.dup2(null, standard)
         comm = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
         os.write(comm, name.encode())
         os.close(comm)
     except OSError:
-        pass  # only those who look for it after a crash miss it
+        pass  # only those who look for it after a crash miss the name
+
+
+def _close_all_but(kept: tuple[int, ...]) -> None:
+    """Close all descriptors of this process but some."""
+    try:
+        # Not up to the limit of this process: some C libraries would make a system call for each number.
+        opened = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        first = 0
+        for descriptor in sorted(kept):
+            os.closerange(first, descriptor)
+            first = descriptor + 1
+        os.closerange(first, _DESCRIPTORS)
+        return
+    for descriptor in opened:
+        if descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the one with which they were listed

@@ -119,18 +119,40 @@ def end_marked(text: str) -> bool:
 
 
 def _marked(text: str) -> list[int]:
+    """Return the processes that have a mark in their environment.
+
+    Only those of this user are looked at: reading the environment waits for the lock of a process's memory,
+    which anybody may keep taken (with a page of a FUSE file that never comes), and what a program of ours has
+    started as another user writes none of the files that are to be put back.
+    """
     entry = f"{_MARK}={text}".encode()
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
+            if not _is_of_this_user(name):
+                continue
             with open(f"/proc/{name}/environ", "rb") as file:
                 if entry in file.read().split(b"\0"):
                     found.append(int(name))
         except OSError:
             continue  # gone meanwhile, or another user's
     return found
+
+
+def _is_of_this_user(process: str) -> bool:
+    """Tell whether all user ids of a process are that of this one.
+
+    The owner of its directory in ``/proc`` would not do: that is the effective user, and root's for each
+    process that may not be dumped.
+
+    Raises:
+        OSError: it has ended.
+    """
+    with open(f"/proc/{process}/status", "rb") as file:
+        fields = next((line.split() for line in file if line.startswith(b"Uid:")), [])
+    return set(fields[1:]) == {b"%d" % os.geteuid()}
 
 
 def _send(process: int, number: signal.Signals) -> None:

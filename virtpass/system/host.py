@@ -5,7 +5,6 @@ Imported by the hook: the imports here are on its allow-list.
 
 import errno
 import os
-import select
 import stat
 
 from virtpass.system import waiting
@@ -36,6 +35,8 @@ _FREE = frozenset((errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, err
 _MAX_LINKS = 40
 # Of this process, whatever the root is.
 _MOUNTS = "/proc/self/mountinfo"
+# How a file system answers that lets nobody change permissions.
+_NO_MODES = frozenset((errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP))
 # File systems on which owner and permissions come from mount options.
 WITHOUT_PERMISSIONS = ("vfat", "msdos", "exfat")
 
@@ -288,6 +289,8 @@ class Host:
         Args:
             argv: absolute path of the program and its arguments.
             deadline: seconds to wait; the program is then left alone, and None is returned.
+
+        None is returned as well when nobody can tell how the program ended (`waiting.wait_for_child`).
         """
         try:
             child = os.posix_spawn(
@@ -301,15 +304,7 @@ class Host:
             )
         except OSError:
             return 127
-        process = os.pidfd_open(child)
-        try:
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            if not poll.poll(max(deadline, 0.0) * 1000):
-                return None
-        finally:
-            os.close(process)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return waiting.wait_for_child(child, deadline)
 
     def run_program(
         self, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
@@ -353,7 +348,12 @@ class Host:
             RefusedError: a component is a link or no directory, or others than root may write to it.
             PermissionDeniedError: this user may not.
         """
-        descriptor = os.open(self.root or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self.root or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _explained(error, self.root or "/") from error
         walked = ""
         try:
             state = os.fstat(descriptor)
@@ -383,13 +383,18 @@ class Host:
             raise
         except OSError as error:
             raise _explained(error, walked) from error
-        if is_new:
-            # The umask of whoever calls has narrowed it.
-            os.fchmod(descriptor, create)
-        state = os.fstat(descriptor)
-        if not _is_own(state):
+        try:
+            if is_new:
+                _set_mode(descriptor, create)
+            state = os.fstat(descriptor)
+            if not _is_own(state):
+                raise _unsafe(walked, state.st_dev)
+        except OSError as error:
             os.close(descriptor)
-            raise _unsafe(walked, state.st_dev)
+            raise _explained(error, walked) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def is_own(self, path: str) -> bool:
@@ -543,7 +548,8 @@ class Host:
             a descriptor; closing it gives the lock back.
 
         Raises:
-            FailedError: somebody else held it for longer than ``deadline`` seconds.
+            FailedError: somebody else held it for longer than ``deadline`` seconds (``locked``), or the file
+                cannot be locked.
         """
         parent = self.open_directory(directory, create=_DIRECTORY_MODE)
         try:
@@ -553,18 +559,38 @@ class Host:
             raise _explained(error, f"{directory}/{name}") from error
         finally:
             os.close(parent)
-        if waiting.lock(descriptor, deadline):
-            return descriptor
-        os.close(descriptor)
-        raise FailedError(
-            "locked",
-            f"another virtpass command holds {directory}/{name} for more than {deadline:.0f} s",
-            "wait for it, or look for it with: fuser -v " + f"{directory}/{name}",
-        )
+        try:
+            if waiting.lock(descriptor, deadline):
+                return descriptor
+            raise FailedError(
+                "locked",
+                f"another virtpass command holds {directory}/{name} for more than {deadline:.0f} s",
+                "wait for it, or look for it with: fuser -v " + f"{directory}/{name}",
+            )
+        except OSError as error:
+            os.close(descriptor)
+            raise _explained(error, f"{directory}/{name}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
 
 
 def _is_own(state: os.stat_result) -> bool:
     return state.st_uid in (0, os.geteuid()) and not stat.S_IMODE(state.st_mode) & 0o022
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    """Give a directory that was just made the mode that it should have; the umask has narrowed it.
+
+    Raises:
+        OSError: that did not work, and it is open to more than it should be.
+    """
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        # Servers of files (NFS, 9p, FUSE) may let nobody do that.
+        if error.errno not in _NO_MODES or stat.S_IMODE(os.fstat(descriptor).st_mode) & ~mode:
+            raise
 
 
 def _unsafe(directory: str, device: int) -> RefusedError:

@@ -9,10 +9,14 @@ import os
 import select
 import time
 
+from virtpass.system import child
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# How the child is called in /proc that waits for a lock.
+_NAME = "virtpass-lock"
 # Numbers of linux/netlink.h: the kernel's uevents, and the group in which it sends them itself.
 _NETLINK_KOBJECT_UEVENT = 15
 _OF_KERNEL = 1
@@ -20,6 +24,10 @@ _OF_KERNEL = 1
 _SIGKILL = 9
 # Bytes of a message that are read; what they say is not looked at.
 _MESSAGE = 4096
+# Messages that are read before the next look: where they never end, the wait does all the same.
+_MESSAGES = 256
+# Processes whose end is waited for at once; each costs a descriptor.
+_PROCESSES = 64
 # Seconds between two looks where events are told, in case one was lost; and where nobody tells.
 _RARELY, OFTEN = 1.0, 0.02
 
@@ -73,8 +81,8 @@ class Uevents:
                 continue
             _wait_for(self._socket.fileno(), min(left, _RARELY))
             try:
-                while self._socket.recv(_MESSAGE):
-                    pass
+                for _ in range(_MESSAGES):
+                    self._socket.recv(_MESSAGE)
             except OSError:
                 pass  # all read; or some were lost, which is as good as one
         return True
@@ -83,12 +91,13 @@ class Uevents:
 def wait_for_end(processes: list[int], seconds: float) -> None:
     """Wait until one of some processes has ended, or the time is over.
 
-    A number that belongs to another process by now is the caller's business: he looks again afterwards.
+    Of many, the first 64 are waited for: the caller looks again afterwards, also because a number may belong
+    to another process by now.
     """
     poll = select.poll()
     ends = []
     try:
-        for process in processes:
+        for process in processes[:_PROCESSES]:
             try:
                 ends.append(os.pidfd_open(process))
             except OSError:
@@ -102,53 +111,106 @@ def wait_for_end(processes: list[int], seconds: float) -> None:
             os.close(end)
 
 
+def wait_for_child(process: int, seconds: float) -> int | None:
+    """Wait for the end of a child of this process; it never fails.
+
+    Args:
+        process: its number.
+        seconds: how long to wait. It is left alone afterwards.
+
+    Returns:
+        its exit status, negative for a signal. None when it has not ended, and when nobody can tell how it
+        has: the kernel does not keep that for a process which ignores SIGCHLD.
+    """
+    end = time.monotonic() + seconds
+    try:
+        opened = os.pidfd_open(process)
+        try:
+            _wait_for(opened, seconds)
+        finally:
+            os.close(opened)
+    except OSError:
+        pass  # no descriptor is left, or the kernel is too old: it is looked for instead
+    while True:
+        try:
+            ended, status = os.waitpid(process, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        left = end - time.monotonic()
+        if left <= 0:
+            return None
+        time.sleep(min(left, OFTEN))
+
+
 def lock(descriptor: int, seconds: float) -> bool:
     """Take an exclusive lock on an open file (``flock``).
 
     A child waits for it: the lock belongs to the open file, which both have, and a wait in the kernel has no
-    bound of its own.
+    bound of its own. Where there can be no child, or it has died, the lock is tried for again and again.
 
     Returns:
         False when others kept it for all that time.
+
+    Raises:
+        OSError: the file cannot be locked at all.
+    """
+    end = time.monotonic() + seconds
+    if _takes(descriptor):
+        return True
+    if seconds > 0:
+        _wait_in_a_child(descriptor, seconds)
+    # Whatever became of the child: what it got belongs to this open file, and is got once more.
+    while not _takes(descriptor):
+        left = end - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(left, OFTEN))
+    return True
+
+
+def _takes(descriptor: int) -> bool:
+    """Take the lock of an open file if that is possible at once; tell whether it was.
+
+    Raises:
+        OSError: the file cannot be locked at all.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
     except BlockingIOError:
-        pass
-    child = os.fork()
-    if child == 0:
-        _wait_for_lock(descriptor)
-    has_ended = False
-    try:
-        end = os.pidfd_open(child)
-        try:
-            has_ended = _wait_for(end, seconds)
-        finally:
-            os.close(end)
-    finally:
-        if not has_ended:
-            os.kill(child, _SIGKILL)
-        # One that is killed may have got it in its last moment.
-        _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) == 0
+        return False
+    return True
 
 
-def _wait_for_lock(descriptor: int) -> None:
-    """Take a lock, however long it takes; runs in a child and never returns."""
-    status = 1
+def _wait_in_a_child(descriptor: int, seconds: float) -> None:
+    """Let a child take the lock of an open file; come back with its end, or when the time is over."""
+    process = 0
     try:
-        # Whoever waits for the end of the parent's output must not wait for this child too.
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for standard in {0, 1, 2} - {descriptor}:
-            os.dup2(null, standard)
-        os.closerange(3, max(descriptor, 3))
-        os.closerange(max(descriptor + 1, 3), os.sysconf("SC_OPEN_MAX"))
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        status = 0
+        process = child.start(lambda: _take(descriptor))
+        wait_for_child(process, seconds)
+    except OSError:
+        pass  # there can be no child
     finally:
-        os._exit(status)
+        if process:
+            _end(process)
+
+
+def _take(descriptor: int) -> None:
+    """Take a lock, however long it takes; for a child."""
+    child.cut_off(_NAME, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _end(process: int) -> None:
+    """End a child, unless it has ended."""
+    try:
+        # Not killed before it is known to be there: its number might be that of another process.
+        if os.waitpid(process, os.WNOHANG)[0] == 0:
+            os.kill(process, _SIGKILL)
+            os.waitpid(process, 0)
+    except OSError:
+        pass  # it has ended, and nobody keeps its status
 
 
 def _wait_for(descriptor: int, seconds: float) -> bool:
