@@ -447,7 +447,7 @@ def test_a_rehearsal_tells_whether_it_comes_back(host: Firmware) -> None:
     found = rehearse(host, LENT.decode())
     text = f"take the framebuffer of the firmware off {CARD} ({EFI}.0)"
     assert [(one.text, one.is_undone) for one in found.steps if "framebuffer" in one.text] == [(text, True)]
-    assert found.warning == ""
+    assert "stays dark" not in found.warning
     on_new_kernel(host)
     found = rehearse(host, LENT.decode())
     assert [(one.text, one.is_undone) for one in found.steps if "framebuffer" in one.text] == [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tests.domain import documents
 from tests.simulation import AUDIO, CARD, GUEST, SimulatedHost, domain_xml
 from virtpass.cli import main
 from virtpass.hook.entry import run
+from virtpass.system.daemon_start import how_to_start
+from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +222,9 @@ def test_the_hook_s_status_is_1_until_it_is_installed(host: SimulatedHost, capfd
 
 
 def test_recover_says_what_it_would_do_and_then_does_it(host: SimulatedHost, capfd: Captured) -> None:
-    assert "nothing to recover" in call(host, capfd, "recover", "-c", NOWHERE)[2]
+    nothing = (0, "nothing is lent: there is nothing to recover\n", "")
+    assert call(host, capfd, "recover", "-c", NOWHERE) == nothing
+    assert call(host, capfd, "recover", "--dry-run", "-c", NOWHERE) == nothing
     before = host.state()
     run(host, "prepare", domain_xml(CARD, AUDIO))
     lent = host.state()
@@ -254,7 +259,8 @@ def test_where_you_stand_without_libvirt_and_without_iommu(
     assert "IOMMU active, 7 groups" in out
     assert "Hook     not installed" in out
     assert "Domains  unknown: " in out
-    assert out.splitlines()[-1] == "Next     sudo virtpass setup"
+    # Setting up takes libvirt, too.
+    assert out.splitlines()[-1] == f"Next     {how_to_start(Host())}"
     host.switch_iommu_off()
     out = call(host, capfd)[1]
     assert "no IOMMU is active" in out
@@ -269,14 +275,14 @@ def overview_at(host: SimulatedHost, uri: str) -> object:
 
 def in_terminal(columns: int) -> str:
     """Run the list on a terminal of a given width, and return what it shows."""
-    session = Session("devices", columns=columns)
+    session = Session("devices", columns=columns, environment={"NO_COLOR": "1"})
     session.end()
     return session.raw.replace("\r\n", "\n")
 
 
 def test_a_narrow_terminal_shortens_the_names_only() -> None:
     wide, narrow, narrowest = in_terminal(250), in_terminal(90), in_terminal(60)
-    addresses = [line.split()[1] for line in wide.splitlines()[1:] if ":" in line.split()[1]]
+    addresses = [line.split()[1] for line in wide.splitlines()[1:] if line.split()[1].count(":") == 2]
     assert addresses
     for address in addresses:
         assert f" {address} " in narrow
@@ -296,6 +302,118 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("devices >/dev/full", "No space left on device"),
+        ("devices --json >/dev/full", "No space left on device"),
+        ("--help >/dev/full", "No space left on device"),
+        ("devices >&-", "it is closed"),
+        ("devices --json >&-", "it is closed"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(command: str, reason: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -m virtpass {command}', sys.executable],
+        stderr=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    line = f"virtpass: the output cannot be written: {reason}; free some space, or write elsewhere\n"
+    assert done.stderr == line
+
+
+def test_notes_that_nobody_takes_cut_nothing_off() -> None:
+    for redirection in ("2>/dev/full", "2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$0" -m virtpass devices {redirection}', sys.executable],
+            stdout=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            text=True,
+            check=False,
+        )
+        assert done.stdout.startswith("GROUP ")
+
+
+@pytest.mark.parametrize("key", [b"\x03", b"\x04"])
+def test_a_question_that_is_left_ends_its_line(key: bytes) -> None:
+    code = (
+        "import sys; import virtpass.cli as c; from virtpass.cli.output import agree; "
+        "c.cli.main = lambda *a, **k: agree('Do this?'); sys.exit(c.main([]))"
+    )
+    session = Session("-c", code)
+    session.shows("Do this? [y/N]:")
+    session.press(key)
+    assert session.end() == 130
+    assert session.screen.lines[-2:] == ["virtpass: interrupted", ""]
+
+
+def test_a_card_that_waits_for_the_iommu_is_not_lost_for_ever(host: SimulatedHost, capfd: Captured) -> None:
+    host.switch_iommu_off()
+    status, out, err = call(host, capfd, "devices")
+    (card,) = [line for line in out.splitlines() if str(CARD) in line]
+    assert card.endswith("blocked: no IOMMU is active on this host")
+    told = "no IOMMU is active: virtpass doctor tells what mends it\n"
+    assert (status, err) == (0, told)
+    assert call(host, capfd, "device", "show", "01:00.0")[2] == told
+
+
+def test_devices_without_names_show_their_ids_first(capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtpass.operations.devices.device_names", lambda *_: {})
+    capfd.readouterr()
+    assert main(["devices"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r" \[[0-9a-f]{4}:[0-9a-f]{4}\] \(no name\)", out)
+    assert err.count("names come from systemd's hardware database") == 1
+
+
+def test_the_name_of_a_node_device_is_an_address(host: SimulatedHost, capfd: Captured) -> None:
+    by_name = call(host, capfd, "device", "show", "pci_0000_01_00_0")
+    assert by_name == call(host, capfd, "device", "show", "01:00.0")
+    assert call(host, capfd, "device", "show", "pci_0000_01_00")[0] == 2
+
+
+@pytest.mark.usefixtures("libvirt")
+def test_a_group_that_goes_together_comes_with_its_command(host: SimulatedHost, capfd: Captured) -> None:
+    arguments = ("domain", "attach", "guest", "06:01.0", "-c", TEST_DRIVER)
+    status, _, err = call(host, capfd, *arguments)
+    assert status == 4
+    assert err.endswith("; virtpass domain attach guest 0000:06:01.0 0000:06:02.0\n")
+    together = ("domain", "attach", "guest", "0000:06:01.0", "0000:06:02.0", "-c", TEST_DRIVER)
+    assert call(host, capfd, *together)[0] == 0
+
+
+def test_a_device_that_is_not_recorded_is_shown_as_that(
+    libvirt: Connection, host: SimulatedHost, capfd: Captured
+) -> None:
+    shown = ("domain", "show", "guest", "-c", TEST_DRIVER)
+    assert call(host, capfd, "domain", "attach", "guest", "01:00.0", "-c", TEST_DRIVER)[0] == 0
+    assert "not recorded" not in call(host, capfd, *shown)[1]
+    xml = libvirt.domain("guest").inactive_xml()
+    device = (
+        "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
+        "<address domain='0' bus='2' slot='0' function='0'/></source></hostdev>"
+    )
+    libvirt.define(xml.replace("</devices>", f"{device}</devices>"), validate=False)
+    status, out, err = call(host, capfd, *shown)
+    assert status == 0
+    assert out.count("not recorded: nobody notices if another device is there\n") == 1
+    assert err == "next: virtpass domain adopt guest\n"
+    assert call(host, capfd, "domain", "adopt", "guest", "-c", TEST_DRIVER)[0] == 0
+    assert "not recorded" not in call(host, capfd, *shown)[1]
+
+
+def test_a_domain_that_is_not_looked_after_says_so_in_the_data(
+    libvirt: Connection, host: SimulatedHost, capfd: Captured
+) -> None:
+    libvirt.define(documents.domain(documents.hostdev("01:00.0", "03:00.0"), kind="test"), validate=False)
+    _, out, err = call(host, capfd, "domain", "show", "guest", "-c", TEST_DRIVER)
+    assert out.endswith("virtpass does not look after it\n")
+    assert err == "next: virtpass domain adopt guest\n"
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ def test_what_needs_attention_comes_with_its_fix(host: SimulatedHost, capfd: Cap
     assert lines[at + 1].split(maxsplit=1) == ["fail", "the hook is not installed"]
     assert lines[at + 2].strip() == "fix: sudo virtpass hook install"
     # What is right takes one line for all of it.
-    assert lines[-1].startswith("pass ")
-    assert "libvirt," in lines[-1]
+    assert lines[-2].startswith("pass ")
+    assert "libvirt," in lines[-2]
     assert f"{CARD}: nothing else is in IOMMU group 10" not in out
-    assert re.search(r"\d+ pass, \d+ warn, .*\d+ fail", err)
+    assert re.fullmatch(r"\d+ pass, \d+ warn, .*\d+ fail", lines[-1])
+    assert "virtpass doctor --explain ID" in err
 
 
 def test_all_of_it(host: SimulatedHost, capfd: Captured) -> None:

@@ -112,6 +112,26 @@ def test_links_lead_somewhere(path: Path) -> None:
     assert [target for target in targets if not target.exists()] == []
 
 
+# messages
+
+
+def messages(text: str) -> set[str]:
+    """Return the words of messages that a page quotes: in headings, and in the table of what a line says."""
+    quoted = re.findall(r'^## .*?"(.+?)"', text, re.MULTILINE)
+    table = text.partition("| the line says |")[2].partition("\n\n")[0]
+    quoted += re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    # What stands for a name or an id differs each time.
+    pieces = {piece.strip() for one in quoted for piece in re.split(r"\.\.\.|[0-9a-f]{4}:[0-9a-f]{4}", one)}
+    return pieces - {""}
+
+
+def test_what_troubleshooting_quotes_is_printed() -> None:
+    found = messages((Path(ROOT) / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert len(found) > 8
+    program = "\n".join(path.read_text(encoding="utf-8") for path in (Path(ROOT) / "virtpass").rglob("*.py"))
+    assert {one for one in found if one not in program} == set()
+
+
 # both languages
 
 

@@ -11,6 +11,7 @@ from tests.cli.test_commands import NOWHERE, Captured, call, overview_at
 from tests.simulation import AUDIO, CARD, SimulatedHost
 from virtpass.cli import hand_overs
 from virtpass.cli.output import note, say_fact, say_table
+from virtpass.cli.progress import width
 from virtpass.operations.hand_overs import HandOver, LoggedStep
 
 
@@ -37,7 +38,7 @@ def test_a_table_is_a_fact_a_line(host: SimulatedHost, capfd: Captured, argument
 )
 def test_it_can_stand_anywhere(host: SimulatedHost, capfd: Captured, arguments: tuple[str, ...]) -> None:
     _, out, _ = call(host, capfd, *arguments)
-    assert "\nDriver: bochs-drm\n" in out
+    assert "\nDriver: bochs-drm\nIOMMU group: 10\nAlso in the group: 0000:01:00.1, " in out
     assert "\nReason: the host's only display: dark while it is away\n" in out
     # The next command of the same process starts afresh.
     assert "  Driver        bochs-drm\n" in call(host, capfd, "device", "show", "01:00.0")[1]
@@ -56,12 +57,54 @@ def test_no_output_is_padded(host: SimulatedHost, capfd: Captured, monkeypatch: 
 
 
 def test_the_log_is_plain_too(host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = LoggedStep("bind", "01:00.0", 20, "done", "", "")
-    one = HandOver(datetime(2026, 1, 2, tzinfo=UTC), "win11", "", "prepare", "done", 1200, "", "", [step])
+    step = LoggedStep("bind", "01:00.0", 20, "failed", "it failed: no", "first\nlast")
+    one = HandOver(
+        datetime(2026, 1, 2, tzinfo=UTC),
+        "win11",
+        "",
+        "prepare",
+        "done",
+        1200,
+        "all lent",
+        "it failed",
+        [step],
+    )
     monkeypatch.setattr(hand_overs, "last_hand_overs", lambda *_: [one])
     out = call(host, capfd, "log", "--plain")[1].splitlines()
     assert out[0].endswith(", win11, prepare, done, 1.200 s")
-    assert out[1] == "0.020 s, bind, 01:00.0"
+    assert out[1:] == [
+        "0.020 s, bind, 01:00.0",
+        "Problem: it failed: no",
+        "Output: first",
+        "Output: last",
+        "Detail: all lent",
+        "Problem: it failed",
+    ]
+    out = call(host, capfd, "log")[1].splitlines()
+    assert out[2:] == [
+        f"{'':14}problem: it failed: no",
+        f"{'':14}| first",
+        f"{'':14}| last",
+        "  all lent",
+        "  problem: it failed",
+    ]
+
+
+def test_characters_of_two_columns_shift_nothing(capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtpass.cli.output._columns", lambda _: 60)
+    rows = [("显卡显卡显卡", "一二三四五六七八九十" * 3, "好"), ("card", "short", "fine: 没有问题，" * 6)]
+    say_table(("NAME", "TEXT", "VERDICT"), rows, flexible=1, styles=[None, None])
+    lines = capfd.readouterr().out.splitlines()
+    assert all(width(line) <= 60 for line in lines)
+    at = lines[0].index("VERDICT")
+    assert width(lines[1][: lines[1].index("好")]) == at == width(lines[2][: lines[2].index("fine")])
+    # Without spaces it breaks all the same, and loses nothing; no line begins with a comma.
+    assert "".join(line[at:] if line[0] == " " else line.partition("fine")[2] for line in lines[2:]).replace(
+        " ", ""
+    ) == rows[1][2].replace(" ", "").removeprefix("fine")
+    assert not any(line.strip().startswith("，") for line in lines)
+    say_fact("显卡", "在用", 9)
+    assert capfd.readouterr().out == "显卡     在用\n"
 
 
 def test_json_is_the_same_with_it(host: SimulatedHost, capfd: Captured) -> None:

@@ -15,9 +15,11 @@ from tests.host.machine import ALIASES, RUNNING, add_kernel, on_row, switch_off
 from tests.host.rows import Programs, Row
 from tests.simulation import CARD, DISK, SimulatedHost
 from virtpass.cli import main
+from virtpass.cli.output import agree
 from virtpass.host.initramfs.base import Image
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
 from virtpass.operations import host_preparation
+from virtpass.system.errors import PermissionDeniedError, RefusedError
 
 ROWS = {row.name: row for row in rows_grub.ROWS}
 DEBIAN = ROWS["debian-12-grub"]
@@ -80,8 +82,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 def test_a_host_that_is_ready_needs_nothing(host: SimulatedHost, capfd: Captured) -> None:
     status, out, err = call(host, capfd, "host", "plan")
     assert status == 0
-    assert out == "IOMMU       on (intel), 1 unit and 7 groups in sysfs\n"
-    assert err == "nothing needs to be changed\n"
+    assert out == "IOMMU       on (intel), 1 unit and 7 groups in sysfs\nnothing needs to be changed\n"
+    assert err == ""
 
 
 def test_a_plan_shows_what_it_comes_to_then_diffs_then_commands(host: SimulatedHost, capfd: Captured) -> None:
@@ -94,13 +96,22 @@ def test_a_plan_shows_what_it_comes_to_then_diffs_then_commands(host: SimulatedH
     assert lines[2].split() == ["Bootloader", "GRUB"]
     assert lines[3].startswith(f"Fallback    '{FALLBACK}")
     assert lines[4:6] == ["--- /dev/null", f"+++ {DROP_IN}"]
-    assert lines[-2:] == ["1. update-grub", "   writes the boot menu anew (some seconds)"]
+    assert lines[-3:] == [
+        "1. update-grub",
+        "   writes the boot menu anew (some seconds)",
+        "it takes effect at the next boot",
+    ]
     assert err.splitlines() == [
         "note: intel_iommu=on switches on the IOMMU of Intel",
         "note: iommu=pt spares the host's own devices translation, and their memory protection",
         "note: not written: amd_iommu=on has a value that no kernel knows: AMD's IOMMU is on by itself",
-        "it takes effect at the next boot",
     ]
+
+
+def test_an_acs_override_that_no_kernel_knows_is_warned_of(host: SimulatedHost, capfd: Captured) -> None:
+    status, _, err = call(host, capfd, "host", "plan", "--acs-override")
+    assert status == 0
+    assert err.startswith("warning: not written: pcie_acs_override=")
 
 
 def test_a_plan_to_bind_warns_of_what_goes_dark(host: SimulatedHost, capfd: Captured) -> None:
@@ -196,7 +207,7 @@ def test_a_narrow_terminal_gets_whole_words(
         (("--acs-override=everything",), 2, "'everything' is no value for the ACS override"),
         (("--bind", "nonsense"), 2, "'nonsense' is not a PCI address"),
         (("--bootloader", "lilo", "--pt"), 2, "virtpass knows no bootloader 'lilo'"),
-        (("--root", "/nonexistent"), 2, "Directory '/nonexistent' does not exist"),
+        (("--root", "/nonexistent"), 3, "there is no directory /nonexistent; name the top of the system"),
         (("--frobnicate",), 2, "No such option"),
         (("--bind", "0b:00.0"), 3, "there is no PCI device 0000:0b:00.0 on this host"),
         (("--bind", str(DISK)), 4, "it holds the file system /"),
@@ -327,13 +338,13 @@ def test_from_nothing_to_applied_and_back(host: SimulatedHost, programs: Program
     programs.calls.clear()
     status, out, err = call(host, capfd, "host", "apply", "--pt", "--yes")
     assert (status, programs.calls) == (0, [])
-    assert err.endswith("nothing needs to be changed: it is applied already\n")
+    assert out.endswith("nothing needs to be changed: it is applied already\n")
 
     status, out, err = call(host, capfd, "host", "revert", "--yes")
     assert status == 0
     assert tree(host) == before
     status, out, err = call(host, capfd, "host", "revert", "--yes")
-    assert (status, out, err) == (0, "", "virtpass has changed nothing on this host\n")
+    assert (status, out, err) == (0, "virtpass has changed nothing on this host\n", "")
     assert call(host, capfd, "host", "revert", "--yes", "--json")[1] == "null\n"
 
 
@@ -427,9 +438,41 @@ def test_a_proof_that_fails_leaves_nothing(
 
 def test_nothing_to_recover(host: SimulatedHost, programs: Programs, capfd: Captured) -> None:
     status, out, err = call(host, capfd, "host", "recover")
-    assert (status, out, err) == (0, "", "no change was cut off: there is nothing to recover\n")
+    assert (status, out, err) == (0, "no change was cut off: there is nothing to recover\n", "")
+    assert call(host, capfd, "host", "recover", "--dry-run") == (status, out, err)
     assert call(host, capfd, "host", "recover", "--json") == (0, "[]\n", "")
     assert call(host, capfd, "host", "recover", "--dry-run", "--json") == (0, "[]\n", "")
+
+
+def test_who_may_not_lock_the_host_has_nothing_to_recover_either(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionDeniedError("permission", "/run/virtpass: Permission denied", "run it as root")
+
+    monkeypatch.setattr(host_preparation, "recover", refuse)
+    nothing = "no change was cut off: there is nothing to recover\n"
+    assert call(host, capfd, "host", "recover") == (0, nothing, "")
+    monkeypatch.setattr(host_preparation, "is_unfinished", lambda _: True)
+    assert call(host, capfd, "host", "recover")[0] == 5
+
+
+def test_without_an_iommu_the_status_says_where_to_look(host: SimulatedHost, capfd: Captured) -> None:
+    assert call(host, capfd, "host", "status")[2] == ""
+    switch_off(host)
+    assert call(host, capfd, "host", "status")[2] == "next: virtpass doctor\n"
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "maybe\nNO\n"])
+def test_a_question_takes_yes_and_no_alone(
+    capfd: Captured, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    typed(monkeypatch, answer or "\n")
+    with pytest.raises(RefusedError, match="nothing was changed"):
+        agree("Do this?")
+    assert ("answer y or n\n" in capfd.readouterr().err) is ("maybe" in answer)
+    typed(monkeypatch, "Yes\n")
+    agree("Do this?")
 
 
 def cut_off(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +501,7 @@ def test_a_change_that_was_cut_off_is_put_back(
     status, out, err = call(host, capfd, "host", "status")
     assert status == 1
     assert "Unfinished  a change was cut off half way\n" in out
-    assert "next: virtpass host recover\n" in err
+    assert "next: sudo virtpass host recover\n" in err
     half = tree(host)
     for words in (("plan", "--pt"), ("apply", "--pt", "--dry-run"), ("revert", "--dry-run")):
         status, _, err = call(host, capfd, "host", *words)
@@ -533,7 +576,7 @@ def test_a_device_is_bound_at_boot_and_given_back(
         "waiting for a reboot",
         "waiting for a reboot",
     ]
-    assert call(host, capfd, "host", "apply", "--bind", "01:00.0", "--dry-run")[2].endswith(
+    assert call(host, capfd, "host", "apply", "--bind", "01:00.0", "--dry-run")[1].endswith(
         "nothing needs to be changed: it is applied already\n"
     )
     assert call(host, capfd, "host", "revert", "--yes")[0] == 0
@@ -576,10 +619,10 @@ def test_an_argument_that_runs_already_needs_no_bootloader_that_virtpass_knows(
 ) -> None:
     host = on_row(ROWS["unknown-distribution"], tmp_path)
     host.put("/proc/cmdline", "root=/dev/vda1 intel_iommu=on\n")
-    status, _, err = call(host, capfd, "host", "plan")
+    status, out, err = call(host, capfd, "host", "plan")
     assert status == 0
     assert "intel_iommu=on comes from a bootloader that virtpass does not know" in err
-    assert "nothing needs to be changed" in err
+    assert "nothing needs to be changed" in out
     # Whoever asks for it by name is told that it cannot be written.
     status, _, err = call(host, capfd, "host", "plan", "--pt")
     assert status == 4

@@ -14,10 +14,22 @@ from tests.cli.test_commands import TEST_DRIVER, Captured, call
 from tests.simulation import AUDIO, CARD, GUEST, OTHER, SHARED, SimulatedHost, add_processors, domain_xml
 from virtpass.binding import engine
 from virtpass.binding.journal import journals, read_journal
+from virtpass.doctor.scene import Outside
 from virtpass.hook.entry import run
+from virtpass.hook.install import HOOK
+from virtpass.operations import rehearsal
+from virtpass.operations.hooks import install_hook
 
 POLICY = "<v:policy display='hand-over' wait='20'/>"
 HAND_OVER = f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'>{POLICY}</v:passthrough>"
+
+
+@pytest.fixture(autouse=True)
+def installed(host: SimulatedHost) -> None:
+    """Install the hook."""
+    host.put("/etc/libvirt/qemu.conf")
+    host.put("/usr/bin/python3")
+    install_hook(host)
 
 
 class Piped:
@@ -57,8 +69,9 @@ def test_what_would_be_done_is_what_is_done(
         f" 5. {AUDIO}: let vfio-pci bind it  (at most 30 s)",
         f" 6. {CARD}: unbind from bochs-drm  (at most 30 s)",
         f" 7. {CARD}: let vfio-pci bind it  (at most 30 s)",
+        "guest would start; all of this is undone when it stops",
     ]
-    assert err == "guest would start; all of this is undone when it stops\n"
+    assert err == ""
     host.calls.clear()
     run(host, "prepare", domain_xml(CARD))
     assert len(host.calls) == 6
@@ -79,8 +92,8 @@ def test_a_desktop_that_would_go(
     assert " 2. stop lightdm.service  (at most 100 s)\n" in out
     assert " 3. wait until nobody uses the devices any more  (at most 20 s)\n" in out
     status, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
-    assert (status, out) == (1, "")
-    assert err.startswith("the start would be refused: the device is in use by Xorg (process 7000001")
+    assert (status, err) == (1, "")
+    assert out.startswith("the start would be refused: the device is in use by Xorg (process 7000001")
 
 
 def test_a_session_that_would_end_is_not_said_to_come_back(
@@ -96,8 +109,8 @@ def test_a_session_that_would_end_is_not_said_to_come_back(
     host.put("/run/systemd/sessions/3", "UID=1000\nSEAT=seat0\nVTNR=1\n")
     _, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER))
     assert " 2. end session 3: what is not saved in it is lost  (at most 10 s)\n" in out
+    assert out.endswith("\nguest would start; all of this is undone when it stops, but for 2\n")
     assert err.splitlines() == [
-        "guest would start; all of this is undone when it stops, but for 2",
         "warning: no screen stays here and no SSH server listens: until the domain stops, nobody can log in",
     ]
     _, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER), "--json")
@@ -140,9 +153,9 @@ def test_a_stuck_device_would_be_refused(
     host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.mark_stuck(host, AUDIO, "unbind")
-    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    status, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
     assert status == 1
-    assert f"a driver hangs with {AUDIO}" in err
+    assert f"a driver hangs with {AUDIO}" in out
 
 
 def test_as_json(host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,13 +169,66 @@ def test_as_json(host: SimulatedHost, capfd: Captured, monkeypatch: pytest.Monke
     assert found["problem"]["reference"] == "group-not-isolated"
 
 
+@pytest.mark.parametrize("xml", [domain_xml(CARD, metadata=""), domain_xml()])
+def test_a_domain_that_is_not_looked_after_starts_as_it_is(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch, xml: bytes
+) -> None:
+    os.remove(host.path(HOOK))
+    status, out, err = rehearse(host, capfd, monkeypatch, xml)
+    assert status == 0
+    assert "looks after no device of it" in out
+    assert "warning" not in err
+    found = json.loads(rehearse(host, capfd, monkeypatch, xml, "--json")[1])
+    assert (found["ours"], found["would_start"], found["steps"]) == (False, True, [])
+
+
+def test_what_would_not_happen_because_of_the_hook_itself(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chmod(host.path(HOOK), 0o644)
+    _, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    assert err.startswith("warning: the hook is not executable, so libvirt does not run it, so none of this")
+    os.remove(host.path(HOOK))
+    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    words = "the hook is not installed, so none of this would happen: sudo virtpass hook install"
+    assert (status, err) == (0, f"warning: {words}\n")
+    found = json.loads(rehearse(host, capfd, monkeypatch, domain_xml(CARD), "--json")[1])
+    assert found["warning"] == words
+    # A start that would be refused would not be refused either.
+    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(SHARED[0]))
+    assert (status, err) == (1, f"warning: {words}\n")
+
+
+@pytest.mark.parametrize(("looked", "is_told"), [(999.0, True), (1000.0, False), (None, False)])
+def test_a_daemon_that_has_not_looked_for_hooks_since(
+    host: SimulatedHost,
+    capfd: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    looked: float | None,
+    is_told: bool,
+) -> None:
+    daemon = Outside(daemon="libvirtd.service", daemon_looked=looked, hook_written=1000.5)
+    monkeypatch.setattr(rehearsal, "_daemon", lambda _: daemon)
+    err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))[2]
+    assert ("sudo systemctl reload libvirtd.service\n" in err) is is_told
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_on_a_narrow_terminal_each_line_stays_beside_its_number(
+    host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("virtpass.cli.output._columns", lambda _: columns)
+    lines = rehearse(host, capfd, monkeypatch, domain_xml(CARD))[1].splitlines()
+    assert all(len(line) <= columns for line in lines)
+    steps = lines[: next(place for place, line in enumerate(lines) if line.startswith("guest"))]
+    assert all(line[:4].strip() == "" or line[2:4] == ". " for line in steps)
+
+
 @pytest.mark.parametrize(
     ("xml", "expected", "words"),
     [
-        (b"", 2, "cannot be read"),
+        (b"", 2, "line 1, column 0; give it the output of: virsh dumpxml DOMAIN"),
         (b"<network/>", 2, "not that of a domain"),
-        (domain_xml(CARD, metadata=""), 4, "looks after no device of it"),
-        (domain_xml(), 4, "looks after no device of it"),
         (b"<!DOCTYPE domain [<!ENTITY a 'b'>]><domain/>", 2, "document type"),
     ],
 )
@@ -180,9 +246,10 @@ def test_bad_input(
 
 
 def test_a_domain_of_libvirt(host: SimulatedHost, capfd: Captured) -> None:
-    status, _, err = call(host, capfd, "hook", "rehearse", "test", "-c", TEST_DRIVER)
-    assert status == 4
-    assert "the hook would let 'test' start as it is" in err
+    status, out, err = call(host, capfd, "hook", "rehearse", "test", "-c", TEST_DRIVER)
+    assert status == 0
+    assert out == "the hook would let test start as it is: virtpass looks after no device of it\n"
+    assert err == "next: virtpass domain adopt test, or: virtpass domain attach test ADDRESS\n"
     status, _, err = call(host, capfd, "hook", "rehearse", "nobody", "-c", TEST_DRIVER)
     assert status == 3
 
@@ -191,9 +258,9 @@ def test_what_an_ended_domain_keeps_is_given_back_first(
     host: SimulatedHost, capfd: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(host, "prepare", domain_xml(CARD, uuid=OTHER, name="ended")) == 0
-    status, _, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
+    status, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
     assert status != 0
-    assert "lent to the domain ended" in err
+    assert "lent to the domain ended" in out
     journal = read_journal(host, OTHER)
     assert journal is not None
     journal.mark_ended()

@@ -142,6 +142,9 @@ def test_the_iommu(sound: SimulatedHost) -> None:
     assert verdict is Verdict.FAIL
     assert "intel_iommu=on" in evidence
     assert "virtpass setup" in fix
+    os.remove(sound.path("/sys/firmware/acpi/tables/DMAR"))
+    sound.put("/proc/cpuinfo", "flags\t: vmx hypervisor\n")
+    assert said(sound, "iommu")[2].startswith("give this virtual machine an IOMMU")
     # What depends on it is not judged twice.
     assert said(sound, "interrupt-remapping")[0] is Verdict.UNKNOWN
     assert said(sound, "group-isolation")[0] is Verdict.UNKNOWN
@@ -170,9 +173,11 @@ def test_modules_of_each_kernel(sound: SimulatedHost) -> None:
     sound.put("/lib/modules/6.1.0-18-cloud-amd64/modules.dep", "kernel/virtio.ko:\n")
     verdict, evidence, _ = said(sound, "vfio-modules")
     assert verdict is Verdict.WARN
-    assert evidence == "6.1.0-18-cloud-amd64 it lacks vfio-pci, vfio_iommu_type1"
+    assert evidence == "6.1.0-18-cloud-amd64 lacks vfio-pci and vfio_iommu_type1"
     sound.put("/proc/sys/kernel/osrelease", "6.1.0-18-cloud-amd64\n")
-    assert said(sound, "vfio-modules")[0] is Verdict.FAIL
+    verdict, evidence, _ = said(sound, "vfio-modules")
+    assert verdict is Verdict.FAIL
+    assert evidence == "6.1.0-18-cloud-amd64 (running) lacks vfio-pci and vfio_iommu_type1"
 
 
 @pytest.mark.parametrize(
@@ -505,7 +510,9 @@ def test_other_hooks(sound: SimulatedHost) -> None:
 def test_libvirt(sound: SimulatedHost) -> None:
     away = replace(WELL, libvirt_version="", libvirt_problem="no such socket", running=None)
     assert said(sound, "libvirt", away)[0] is Verdict.FAIL
-    assert "virtqemud.socket where the daemon is split" in said(sound, "libvirt", away)[2]
+    assert "install libvirt (Debian, Ubuntu: sudo apt install" in said(sound, "libvirt", away)[2]
+    sound.put("/usr/sbin/libvirtd")
+    assert said(sound, "libvirt", away)[2] == "start the service libvirtd"
     sound.put("/usr/lib/systemd/system/libvirtd.socket")
     assert said(sound, "libvirt", away)[2] == "sudo systemctl start libvirtd.socket"
     sound.put("/usr/lib/systemd/system/virtqemud.socket")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tests.domain.documents import OTHER_UUID, UUID, domain, pci
+from virtpass.system.daemon_start import how_to_start
 from virtpass.system.errors import (
     FailedError,
     NotFoundError,
@@ -20,6 +21,7 @@ from virtpass.system.errors import (
     UsageError,
     VirtpassError,
 )
+from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 libvirt = pytest.importorskip("libvirt")
@@ -185,7 +187,7 @@ HOOK = (
             PermissionDeniedError,
             "socket",
         ),
-        ("SYSTEM_ERROR", 7, "Failed to connect socket: No such file", 2, UnavailableError, "systemctl start"),
+        ("SYSTEM_ERROR", 7, "Failed to connect socket: No such file", 2, UnavailableError, "No such file"),
         ("INTERNAL_ERROR", 7, "client socket is closed", -1, UnavailableError, "socket is closed"),
         ("SYSTEM_ERROR", 0, "cannot write\n 'x' to y", 5, FailedError, "cannot write 'x' to y"),
         ("OPERATION_INVALID", 10, "in use by driver QEMU", -1, RefusedError, "in use by driver QEMU"),
@@ -206,6 +208,9 @@ def test_errors_of_libvirt_in_our_words(
         Connection(cast(Any, Daemon()), "qemu:///system").domains()
     assert line in caught.value.line
     assert caught.value.line.isprintable()
+    if caught.value.reference == "no-libvirt":
+        # What starts it, or installs it where there is none, as the doctor says.
+        assert caught.value.remedy == how_to_start(Host())
 
 
 class Wedged:

@@ -200,7 +200,7 @@ def test_a_record_without_a_hostdev_can_be_detached() -> None:
     )
     assert len(parse_hostdevs(by_hand)) == 1
     assert attach(by_hand, CARD).notes == (
-        "0000:02:00.0 is recorded, but no longer in the domain; virtpass domain adopt forgets it",
+        "0000:02:00.0 is recorded, but no longer in the domain; virtpass domain adopt guest forgets it",
     )
     assert plan_detach(by_hand, [NIC[0]]).changes == ("forget what is recorded of 0000:02:00.0",)
     assert plan_adopt(by_hand, identify).changes == ("forget what is recorded of 0000:02:00.0",)
@@ -367,3 +367,26 @@ def test_a_password_is_kept_and_not_shown(quote: str) -> None:
     changed = replace(plan, before=plan.before.replace("SECRET", "OTHER"))
     assert "OTHER" in changed.before
     assert "OTHER" not in changed.diff
+
+
+def test_cookies_of_a_network_disk_are_not_shown_and_no_line_moves() -> None:
+    disk = (
+        "<disk type='network' device='disk'><source protocol='https' name='x'>"
+        "<host name='example.org' port='443'/>\n"
+        "<cookies><cookie name='empty'/>\n"
+        "<cookie name='first'>TOP\nSECRET &lt;1&gt;</cookie><cookie name='second'>SECRET</cookie></cookies>\n"
+        "</source><target dev='vda'/></disk>"
+    )
+    plan = attach(domain(devices=disk), CARD)
+    assert "SECRET" in plan.after
+    other = replace(plan, before=plan.before.replace("example.org", "example.net").replace("SECRET", "OTHER"))
+    assert "SECRET" not in other.diff
+    assert "OTHER" not in other.diff
+    lines = other.diff.splitlines()
+    # What follows the line that differs is the same on both sides, with all of its lines.
+    where = next(number for number, line in enumerate(lines) if line.startswith("+") and "example" in line)
+    assert lines[where + 1 : where + 4] == [
+        ' <cookies><cookie name="empty"/>',
+        ' <cookie name="first">***',
+        ' </cookie><cookie name="second">***</cookie></cookies>',
+    ]

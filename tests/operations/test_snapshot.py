@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import stat
 import sys
 import tarfile
@@ -45,7 +46,6 @@ from virtpass.operations.snapshot_masks import Masks
 from virtpass.system.archive import unpack
 from virtpass.system.commands import output_of, run_command
 from virtpass.system.errors import (
-    EXIT_FAILED,
     EXIT_NOT_FOUND,
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -482,15 +482,36 @@ def test_a_snapshot_is_for_its_owner_alone_and_replaces_nothing(
     file = tmp_path / "new"
     status, out, err = call(lived, capfd, "snapshot", os.fspath(file))
     assert (status, out) == (0, "")
-    assert "virtpass doctor --snapshot FILE" in err
+    assert f"virtpass doctor --snapshot {shlex.quote(os.fspath(file))}\n" in err
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     content = file.read_bytes()
     assert call(lived, capfd, "snapshot", os.fspath(file))[0] == EXIT_REFUSED
     assert file.read_bytes() == content
     os.symlink("/nonexistent", tmp_path / "link")
     assert call(lived, capfd, "snapshot", os.fspath(tmp_path / "link"))[0] == EXIT_REFUSED
-    assert call(lived, capfd, "snapshot", os.fspath(tmp_path / "none" / "x"))[0] == EXIT_FAILED
+    status, _, err = call(lived, capfd, "snapshot", os.fspath(tmp_path / "none" / "x"))
+    assert status == EXIT_NOT_FOUND
+    assert f"there is no directory {tmp_path / 'none'}; make it, or choose another place" in err
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".virtpass")] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"root:x:0:0\n", gzip.compress(b"no archive", mtime=0), None],
+    ids=["empty", "text", "packed", "directory"],
+)
+def test_what_is_no_snapshot_is_named_with_what_to_do(
+    lived: SimulatedHost, capfd: Captured, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "no snapshot"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    status, out, err = call(lived, capfd, "doctor", "--snapshot", os.fspath(file))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"virtpass: {file} is not a snapshot")
+    assert err.endswith("; ask for the file anew, made with: virtpass snapshot FILE\n")
 
 
 def test_what_is_left_out_is_said(

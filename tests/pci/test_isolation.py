@@ -76,6 +76,9 @@ def test_the_boot_disk_stays(host: SimulatedHost) -> None:
 def test_without_iommu_nothing_goes(host: SimulatedHost) -> None:
     host.switch_iommu_off()
     assert references(host, NIC) == {"no-iommu"}
+    # It may only be switched off: that is not for ever, as it is with bridges.
+    assert verdict(host, NIC).level is Level.BLOCKED
+    assert verdict(host, PORT).level is Level.NEVER
 
 
 def test_a_device_without_group_stays(host: SimulatedHost) -> None:

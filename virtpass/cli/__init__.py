@@ -7,8 +7,8 @@ import click
 
 from virtpass import __version__
 from virtpass.cli.groups import group_of, with_plain
-from virtpass.cli.output import complain, printing
-from virtpass.system.errors import EXIT_USAGE, VirtpassError
+from virtpass.cli.output import complain, is_output_lost, note, printing
+from virtpass.system.errors import EXIT_FAILED, EXIT_USAGE, VirtpassError
 from virtpass.system.host import Host
 
 _COMMANDS = {
@@ -99,9 +99,17 @@ def _status(arguments: list[str] | None, host: Host) -> int:
         command = error.ctx.command_path if error.ctx is not None else "virtpass"
         complain(f"{error.format_message().rstrip('.')}; see {command} --help")
         return EXIT_USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, click.Abort) and error.__cause__ is None:
+            # At a question, whose line is still open; in all other cases click has ended the line.
+            note("")
         complain("interrupted")
         return _INTERRUPTED
+    except OSError as error:
+        if not is_output_lost():
+            raise
+        complain(f"the output cannot be written: {error.strerror}; free some space, or write elsewhere")
+        return EXIT_FAILED
     # click returns the status with which a command called exit(), and None when it ran to its end.
     return status if isinstance(status, int) else 0
 

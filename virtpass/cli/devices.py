@@ -1,11 +1,12 @@
 """``virtpass devices`` and ``virtpass device show``."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import is_plain, joined, say, say_fact, say_facts, say_json, say_table
+from virtpass.cli.output import is_plain, joined, note, say, say_fact, say_facts, say_json, say_table
 from virtpass.operations.devices import DeviceDetails, DeviceReport, list_devices, show_device
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
@@ -27,7 +28,7 @@ def devices(host: Host, as_json: bool) -> None:
     \b
     ready    can be given to a domain, with the other functions of its card
     shared   can be given only together with others of its group
-    blocked  the host needs it, or another member of its group
+    blocked  the host needs it, or another member of its group; or no IOMMU is active
     never    bridges, and devices that cannot be isolated
     """  # noqa: D301 (click wants the character, not its escape)
     with under_way("looking at the devices, and who uses them"):
@@ -51,6 +52,12 @@ def devices(host: Host, as_json: bool) -> None:
         styles.append(_COLOURS[report.verdict.level])
     headings = ("GROUP", "ADDRESS", "DRIVER", "DEVICE", "VERDICT")
     say_table(headings, rows, flexible=3, styles=styles, grouped=0)
+    _tell_iommu(reports)
+    if not host.root and reports and not any(_has_name(report) for report in reports):
+        note(
+            "note: names come from systemd's hardware database, which is missing here:"
+            " sudo systemd-hwdb update makes it (Debian, Ubuntu: package udev)"
+        )
 
 
 @click.command()
@@ -77,23 +84,36 @@ def show(host: Host, address: PciAddress, as_json: bool) -> None:
             _LABEL,
             indent="  ",
         )
+    _tell_iommu([report])
+
+
+def _tell_iommu(reports: Iterable[DeviceReport]) -> None:
+    """Tell that devices wait for an IOMMU, which may only be switched off."""
+    if any(reason.reference == "no-iommu" for report in reports for reason in report.verdict.reasons):
+        note("no IOMMU is active: virtpass doctor tells what mends it")
 
 
 def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
     report = details.report
     group = report.device.group
+    code = f"{report.device.class_code:06x}"
     lines = [
-        ("Ids", str(details.identity)),
-        ("Class", f"{report.device.class_code:06x}  {report.name.kind}".rstrip()),
+        ("IDs", str(details.identity)),
+        ("Class", f"{report.name.kind} ({code})" if report.name.kind else code),
         ("Driver", report.device.driver or "none"),
         ("IOMMU group", "none" if group is None else str(group)),
     ]
+    label, before = ("Also in the group", "") if is_plain() else ("", "with ")
     lines += [
-        ("", f"{joined(str(other.device.address), title(other))} ({other.device.driver or 'no driver'})")
+        (
+            label,
+            f"{before}{joined(str(other.device.address), title(other))}"
+            f" ({other.device.driver or 'no driver'})",
+        )
         for other in details.companions
     ]
     lines.append(("Card", ", ".join(map(str, details.card)) or "none"))
-    lines.append(("Reset", ", ".join(details.reset_methods) or "none"))
+    lines.append(("Reset", ", ".join(details.reset_methods) or "none: it may not start a second time"))
     if report.device.is_boot_display:
         lines.append(("Display", "the firmware's boot display"))
     if report.lent_to is not None:
@@ -112,9 +132,14 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
 
 
 def title(report: DeviceReport) -> str:
-    """Return name and ids of a device."""
+    """Return name and ids of a device; the ids first where nothing else is known."""
     identity = report.device.identity
-    return f"{report.name.text} [{identity.vendor:04x}:{identity.device:04x}]"
+    ids = f"[{identity.vendor:04x}:{identity.device:04x}]"
+    return f"{report.name.text} {ids}" if _has_name(report) else f"{ids} (no name)"
+
+
+def _has_name(report: DeviceReport) -> bool:
+    return bool(report.name.vendor or report.name.model or report.name.kind)
 
 
 def verdict(report: DeviceReport) -> str:

@@ -70,7 +70,7 @@ def _show(found: Examination, *, shows_all: bool) -> None:
         names = ", ".join(one.check.reference for one in right)
         say_fact("pass", names, _LABEL, colour=_COLOURS[Verdict.PASS])
     counts = {verdict: sum(one.verdict is verdict for one in found.outcomes) for verdict in Verdict}
-    note(", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count))
+    say(", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count))
     if not found.is_root:
         note("some of this shows only to root: sudo virtpass doctor")
     if found.verdict is not Verdict.PASS:

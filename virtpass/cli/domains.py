@@ -1,5 +1,6 @@
 """``virtpass domain``."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from virtpass.cli.output import joined, note, say, say_fact, say_facts, say_json
 from virtpass.domain.plan import DomainPlan
 from virtpass.domain.policy import meaning, parse_settings, unlike
 from virtpass.operations import domains
-from virtpass.operations.domains import DomainReport, DomainResult
+from virtpass.operations.domains import DomainDevice, DomainReport, DomainResult
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import UsageError, one_line
 from virtpass.system.host import Host
@@ -105,12 +106,14 @@ def show(host: Host, name: str, as_json: bool, uri: str) -> None:
         return
     say(joined(one_line(report.name), report.uuid, "running" if report.is_active else "shut off"))
     if report.problem:
-        note(f"problem: {report.problem}")
+        say(f"problem: {report.problem}")
     if not report.devices:
         say("  no PCI devices of the host")
     say_facts(_lines(report), 14, indent="  ")
     if report.devices and not report.is_ours:
-        note("virtpass does not look after it; next: virtpass domain adopt " + one_line(report.name))
+        say("virtpass does not look after it")
+    if any(not report.is_ours or _is_unrecorded(one) for one in report.devices):
+        note(f"next: virtpass domain adopt {shlex.quote(report.name)}")
 
 
 @domain.command(
@@ -165,10 +168,17 @@ def _lines(report: DomainReport) -> Iterable[tuple[str, str]]:
             str(one.address),
             place if one.hostdev is not None else "recorded, but not in the domain any more",
         )
+        if report.is_ours and _is_unrecorded(one):
+            yield "", "not recorded: nobody notices if another device is there"
         if one.seen is None:
             yield "", "there is no such device on this host now"
         elif one.recorded is not None and not one.is_as_recorded:
             yield "", f"is {one.seen} now, not {one.recorded} as when it was attached"
+
+
+def _is_unrecorded(one: DomainDevice) -> bool:
+    """Tell whether the domain has a device of which nobody has written down what it is."""
+    return one.recorded is None and one.seen is not None
 
 
 def _change(uri: str, change: Callable[[Connection], DomainResult]) -> None:

@@ -14,7 +14,7 @@ from virtpass.system.tasks import under_way
 
 @click.command()
 @click.argument("address", type=options.ADDRESS)
-@click.argument("count", type=click.IntRange(min=0))
+@click.argument("count", type=options.NumberType(0))
 @click.option("--persistent", is_flag=True, help="At every boot, too; with COUNT 0: no longer.")
 @click.option(
     "--on-demand",
@@ -36,7 +36,7 @@ def functions(
         for sentence in plan.sentences:
             say(sentence)
         if plan.is_empty:
-            note("nothing to do")
+            say("nothing to do")
         return
     with under_way(f"giving {address} {counted(count)}"):
         plan = operation.set_functions(host, address, count, persistent=persistent, on_demand=on_demand)
@@ -54,7 +54,7 @@ def functions(
         when, option = ("on demand", "--on-demand") if record.is_on_demand else ("at boot", "--persistent")
         note(f"{when} it gets {record.number}, as on record; {option} changes that, too")
     if not record.is_on_demand and not operation.is_made_at_boot(host):
-        note(f"nothing makes them at boot here: systemctl enable {operation.UNIT}")
+        note(f"nothing makes them at boot here: sudo systemctl enable {operation.UNIT}")
 
 
 @click.command(hidden=True)

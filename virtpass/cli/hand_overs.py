@@ -3,7 +3,7 @@
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import is_plain, note, say, say_joined, say_json
+from virtpass.cli.output import is_plain, note, say, say_fact, say_joined, say_json
 from virtpass.operations.hand_overs import HandOver, LoggedStep, last_hand_overs
 from virtpass.system.host import Host
 
@@ -16,7 +16,7 @@ _MOST = 1000
 @click.option(
     "-n",
     "--count",
-    type=click.IntRange(1, _MOST),
+    type=options.NumberType(1, _MOST),
     default=10,
     show_default=True,
     metavar="COUNT",
@@ -46,20 +46,26 @@ def _show(one: HandOver) -> None:
         date, name, one.event, one.outcome, _seconds(one.milliseconds), colours={3: _COLOURS.get(one.outcome)}
     )
     for step in one.steps:
-        took = _seconds(step.milliseconds)
-        say_joined(took if is_plain() else f"  {took:>10}", step.name, step.detail, colours={})
-        _show_problem(step)
+        _show_step(step)
     if one.detail:
-        say(f"  {one.detail}")
+        say_fact("Detail" if is_plain() else "", one.detail, indent="  ")
     if one.problem:
-        say(f"  problem: {one.problem}")
+        _show_problem(one.problem, "  ")
 
 
-def _show_problem(step: LoggedStep) -> None:
+def _show_step(step: LoggedStep) -> None:
+    took = _seconds(step.milliseconds)
+    say_joined(took if is_plain() else f"  {took:>10}", step.name, step.detail, colours={})
+    indent = " " * 14
     if step.problem:
-        say(f"              problem: {step.problem}")
+        _show_problem(step.problem, indent)
     for line in step.output.splitlines():
-        say(f"              | {line}")
+        say(f"Output: {line}" if is_plain() else f"{indent}| {line}")
+
+
+def _show_problem(problem: str, indent: str) -> None:
+    label = "Problem" if is_plain() else "problem: "
+    say_fact(label, problem, indent=indent)
 
 
 def _seconds(milliseconds: int) -> str:

@@ -1,16 +1,17 @@
 """``virtpass hook``."""
 
+import shlex
 import sys
 
 import click
 
 from virtpass.cli import options
-from virtpass.cli.output import is_plain, note, say, say_facts, say_json
+from virtpass.cli.output import is_plain, note, say, say_fact, say_facts, say_json
 from virtpass.hook.install import HookStatus
 from virtpass.hook.request import MAX_XML
 from virtpass.operations import hooks, rehearsal
 from virtpass.operations.rehearsal import Rehearsal
-from virtpass.system.errors import EXIT_FAILED, one_line
+from virtpass.system.errors import EXIT_FAILED, UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.tasks import under_way
 
@@ -69,8 +70,14 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     """
     host: Host = context.obj
     xml = _xml(host, domain, uri)
-    with under_way("looking at the devices, and who uses them"):
-        found = rehearsal.rehearse(host, xml)
+    try:
+        with under_way("looking at the devices, and who uses them"):
+            found = rehearsal.rehearse(host, xml)
+    except UsageError as error:
+        if domain != "-":
+            raise
+        remedy = error.remedy or "give it the output of: virsh dumpxml DOMAIN"
+        raise UsageError(error.reference, error.what, remedy) from error
     if as_json:
         say_json(rehearsal_json(found))
     else:
@@ -82,14 +89,21 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
 def show_rehearsal(found: Rehearsal) -> None:
     """Print the steps of a start, and how it would end."""
     for number, step in enumerate(found.steps, 1):
-        bound = f"{' ' if is_plain() else '  '}(at most {step.bound:.0f} s)" if step.bound is not None else ""
-        say(f"{number:>{1 if is_plain() else 2}}. {one_line(step.text)}{bound}")
+        bound = f"(at most {step.bound:.0f} s)" if step.bound is not None else ""
+        if is_plain():
+            say(f"{number}. {step.text} {bound}".rstrip())
+        else:
+            say_fact(f"{number:>2}.", f"{one_line(step.text)}  {bound}".rstrip(), 4)
     if found.problem is not None:
-        note(f"the start would be refused: {found.problem.line}")
+        say_fact("", f"the start would be refused: {found.problem.line}")
+    elif not found.is_ours:
+        name = shlex.quote(found.name)
+        say_fact("", f"the hook would let {found.name} start as it is: virtpass looks after no device of it")
+        note(f"next: virtpass domain adopt {name}, or: virtpass domain attach {name} ADDRESS")
     else:
         lasting = [str(number) for number, step in enumerate(found.steps, 1) if not step.is_undone]
         end = f", but for {' and '.join(lasting)}" if lasting else ""
-        note(f"{one_line(found.name)} would start; all of this is undone when it stops{end}")
+        say_fact("", f"{found.name} would start; all of this is undone when it stops{end}")
     if found.warning:
         note(f"warning: {found.warning}")
 
@@ -109,6 +123,7 @@ def rehearsal_json(found: Rehearsal) -> dict[str, object]:
     return {
         "domain": found.name,
         "uuid": found.uuid,
+        "ours": found.is_ours,
         "would_start": problem is None,
         "steps": [
             {"text": step.text, "at_most_seconds": step.bound, "is_undone": step.is_undone}
@@ -139,7 +154,7 @@ def status(context: click.Context, as_json: bool) -> None:
         ]
         say_facts([*facts, *(("Beside", other) for other in found.others)], 9)
         if not found.works:
-            note("next: virtpass hook install")
+            note("next: sudo virtpass hook install")
     if not found.works:
         context.exit(EXIT_FAILED)
 

@@ -65,7 +65,7 @@ def create(
     else:
         say(plan.uuid)
     if operation.has_mdevctl(host):
-        note(f"to have it at every boot: mdevctl define --auto --uuid {plan.uuid}")
+        note(f"to have it at every boot: sudo mdevctl define --auto --uuid {plan.uuid}")
 
 
 @mdev.command()
@@ -84,7 +84,7 @@ def remove(host: Host, uuid: str, uri: str, dry_run: bool, as_json: bool) -> Non
         say_json({"uuid": plan.uuid, "parent": str(plan.parent) if plan.parent else None})
     note(f"{plan.uuid} is removed")
     if operation.is_defined(host, plan.uuid):
-        note(f"mdevctl has it defined, too: mdevctl undefine --uuid {plan.uuid}")
+        note(f"mdevctl has it defined, too: sudo mdevctl undefine --uuid {plan.uuid}")
 
 
 def _show(plan: MediatedPlan, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,18 +13,28 @@ from virtpass.system.errors import VirtpassError
 
 DEFAULT_URI = "qemu:///system"
 
+# A node device of libvirt, as virsh lists them: its PCI address between underscores.
+_NODE_DEVICE = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])", re.ASCII)
 # Seconds. Somebody has pressed a key, and waits.
 _COMPLETION_DEADLINE = 1.0
 
 
 class AddressType(click.ParamType):
-    """A PCI address, parsed at the door; completed with the names of the devices that are no bridges."""
+    """A PCI address, parsed at the door; completed with the names of the devices that are no bridges.
+
+    The name of a node device (``pci_0000_01_00_0``) is one, too.
+    """
 
     name = "address"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> PciAddress:
         """Parse it; a `UsageError` of ours says what is wrong."""
-        return value if isinstance(value, PciAddress) else PciAddress.parse(str(value))
+        if isinstance(value, PciAddress):
+            return value
+        text = str(value)
+        if node := _NODE_DEVICE.fullmatch(text):
+            text = "{}:{}:{}.{}".format(*node.groups())
+        return PciAddress.parse(text)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -45,6 +56,25 @@ class AddressType(click.ParamType):
             CompletionItem(text, help=names[address].text if address in names else None)
             for address, text in found.items()
         ]
+
+
+class NumberType(click.IntRange):
+    """A whole number, from one on or up to another."""
+
+    def __init__(self, least: int, most: int | None = None) -> None:
+        super().__init__(least, most)
+        self._bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse it; an error names the bounds."""
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if param is None:
+                raise click.UsageError(f"choose a number {self._bounds}") from error
+            name = param.metavar or param.human_readable_name
+            raise click.UsageError(f"{name} is a number {self._bounds}", ctx) from error
+        return number
 
 
 class DomainType(click.ParamType):

@@ -4,19 +4,20 @@ With ``--plain`` there are no colours, no columns and no line that is renewed, a
 one fact a line, for screen readers and logs.
 """
 
+import errno
 import json
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import TextIO
 
 import click
 
-from virtpass.cli.progress import Progress
+from virtpass.cli.progress import Progress, cut, width
 from virtpass.system.errors import RefusedError, UsageError, one_line
 from virtpass.system.tasks import shown_by
 
@@ -28,8 +29,11 @@ _COMMAND = re.compile(
     r"|virtpass (?:doctor|setup|devices?|mdev|host|domain|hook|recover|snapshot|log|uninstall)\b)"
     r"(?: [^,;()]*[^,;()\s])?"
 )
-# Where text wraps it breaks only at the white space of ASCII.
+# Stands for a space at which no line is broken.
 _UNBROKEN = "\xa0"
+_WORD = re.compile("( *)([^ ]+)")
+# Unicode's categories of closing brackets, closing quotation marks and other punctuation: no line begins so.
+_CLOSING = ("Pe", "Pf", "Po")
 
 _progress: ContextVar[Progress] = ContextVar("progress")
 _is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
@@ -39,7 +43,7 @@ _is_plain: ContextVar[bool] = ContextVar("is_plain", default=False)
 def printing() -> Iterator[None]:
     """Show what takes a while, until the block of code ends; at its end the terminal is in order."""
     progress = Progress()
-    progress.is_live = sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    progress.is_live = _is_terminal(sys.stderr) and os.environ.get("TERM", "dumb") not in ("", "dumb")
     shown, plain = _progress.set(progress), _is_plain.set(False)
     try:
         with shown_by(progress.show):
@@ -56,6 +60,21 @@ def be_plain() -> None:
     _is_plain.set(True)
     if (progress := _progress.get(None)) is not None:
         progress.is_live = False
+
+
+def is_output_lost() -> bool:
+    """Tell whether standard output takes nothing any more; if so, what it has not taken is dropped."""
+    if sys.stdout is None:
+        return True
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try once more at its end, and complain of it in its own way.
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def is_plain() -> bool:
@@ -82,10 +101,15 @@ def agree(question: str) -> None:
         UsageError: there is no terminal to ask on.
         RefusedError: the user does not want it.
     """
-    if not sys.stdin.isatty():
+    if not _is_terminal(sys.stdin):
         raise UsageError("no-terminal", "there is no terminal to ask on", "look at the plan, then add --yes")
-    if not click.confirm(question, err=True):
-        raise RefusedError("declined", "nothing was changed")
+    while True:
+        answer = click.prompt(f"{question} [y/N]", default="", show_default=False, err=True).strip().lower()
+        if answer in ("y", "yes"):
+            return
+        if answer in ("", "n", "no"):
+            raise RefusedError("declined", "nothing was changed")
+        note("answer y or n")
 
 
 def complain(line: str) -> None:
@@ -122,9 +146,9 @@ def say_fact(
         _echo(one_line(f"{label}: {text}" if label else text))
         return
     columns = _columns(sys.stdout)
-    before = len(indent) + max(size, len(label))
+    before = len(indent) + max(size, width(label))
     lines = [text] if columns is None else _wrapped(one_line(text), max(columns - before, _LEAST_WIDTH))
-    padding = " " * (before - len(indent) - len(label))
+    padding = " " * (before - len(indent) - width(label))
     first, *others = lines
     _echo(f"{indent}{_styled(label, colour)}{padding}{_styled(first, text_colour)}".rstrip())
     for line in others:
@@ -170,7 +194,7 @@ def say_table(
         grouped: a column that is shown only where it differs from the row before.
     """
     cells = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    widths = [max(map(width, column)) for column in zip(headings, *cells, strict=True)]
     columns = None if is_plain() else _columns(sys.stdout)
     last = len(headings) - 1
     if columns is not None:
@@ -188,7 +212,7 @@ def say_table(
             shown[grouped] = ""
         before = row
         for position in range(last):
-            shown[position] = shortened(shown[position], widths[position]).ljust(widths[position])
+            shown[position] = _filled(shown[position], widths[position])
         first, *others = [shown[last]] if columns is None else _wrapped(shown[last], widths[last])
         _echo(_GAP.join([*shown[:last], _headed(first, colour)]).rstrip())
         for line in others:
@@ -208,26 +232,65 @@ def _say_records(
                 _echo(f"{heading.capitalize()}: {text}")
 
 
-def shortened(text: str, size: int) -> str:
-    """Return ``text`` with its end replaced by an ellipsis if it is longer than ``size``."""
-    return text if len(text) <= size else text[: size - 1] + "…"
+def _filled(text: str, columns: int) -> str:
+    """Return ``text`` as wide as a column: its end cut off, or spaces after it."""
+    text = cut(text, columns)
+    return text + " " * (columns - width(text))
 
 
 def _echo(text: str, *, is_data: bool = True) -> None:
-    """Print lines; whatever comes from outside has no control characters any more."""
+    """Print lines; whatever comes from outside has no control characters any more.
+
+    Raises:
+        OSError: data cannot be written. What else there is to say must not cut off what is being done.
+    """
     progress = _progress.get(None)
     if progress is None:
-        click.echo(text, err=not is_data, color=_colours(sys.stdout))
+        _write(text, is_data=is_data)
         return
     with progress.paused():
-        click.echo(text, err=not is_data, color=_colours(sys.stdout))
+        _write(text, is_data=is_data)
+
+
+def _write(text: str, *, is_data: bool) -> None:
+    if not is_data:
+        with suppress(OSError):
+            click.echo(text, err=True, color=_colours(sys.stdout))
+        return
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed")
+    click.echo(text, color=_colours(sys.stdout))
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
     """Return lines of ``text`` that break between words, and in no command."""
     held = _COMMAND.sub(lambda match: match[0].replace(" ", _UNBROKEN), text)
-    lines = textwrap.wrap(held, columns, break_long_words=False, break_on_hyphens=False)
-    return [line.replace(_UNBROKEN, " ") for line in lines] or [""]
+    lines = [""]
+    for gap, word in _WORD.findall(held):
+        before = gap
+        for piece in _pieces(word):
+            if lines[-1] and width(lines[-1]) + len(before) + width(piece) > columns:
+                lines.append(piece)
+            else:
+                lines[-1] += before + piece
+            before = ""
+    return [line.replace(_UNBROKEN, " ") for line in lines]
+
+
+def _pieces(word: str) -> list[str]:
+    """Return the parts of a word between which a line may break: at wide characters, which need no spaces."""
+    if word.isascii() or _UNBROKEN in word:
+        return [word]
+    # Not at the top: few names need it.
+    from unicodedata import category
+
+    pieces = [word[0]]
+    for before, one in pairwise(word):
+        if category(one) not in _CLOSING and 2 in (width(before), width(one)):
+            pieces.append(one)
+        else:
+            pieces[-1] += one
+    return pieces
 
 
 def _styled(text: str, colour: str | None) -> str:
@@ -240,15 +303,20 @@ def _headed(text: str, colour: str | None) -> str:
     return f"{_styled(head, colour)}{colon}{rest}"
 
 
-def _columns(stream: TextIO) -> int | None:
+def _columns(stream: TextIO | None) -> int | None:
     """Return how wide a terminal is; None when nobody watches."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or None
+        return None if stream is None else os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError):
         return None
 
 
-def _colours(stream: TextIO) -> bool:
+def _colours(stream: TextIO | None) -> bool:
     if is_plain() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
-    return stream.isatty()
+    return _is_terminal(stream)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether somebody watches; a stream that was closed before we began is None."""
+    return stream is not None and stream.isatty()

@@ -1,5 +1,6 @@
 """``virtpass host``."""
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -17,7 +18,7 @@ from virtpass.host.prepare import HostPlan
 from virtpass.host.status import Check, Verdict
 from virtpass.host.wishes import ACS_DEFAULT, Wishes
 from virtpass.operations import host_preparation
-from virtpass.system.errors import EXIT_FAILED, UsageError
+from virtpass.system.errors import EXIT_FAILED, NotFoundError, PermissionDeniedError, UsageError
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
 from virtpass.system.tasks import under_way
@@ -40,7 +41,8 @@ def host() -> None:
 
 root_option = click.option(
     "--root",
-    type=click.Path(exists=True, file_okay=False, resolve_path=True),
+    # Whether it is there is told where it is used.
+    type=click.Path(file_okay=False, resolve_path=True),
     help="Work on the system below this directory (a chroot, a rescue mount, an image).",
 )
 
@@ -120,6 +122,8 @@ def _below(context: click.Context, root: str | None) -> Host:
     found: Host = context.obj
     if root is not None and isinstance(found, RecordedHost):
         raise UsageError("two-hosts", "--root and --snapshot name two hosts", "give one of them")
+    if root is not None and not os.path.isdir(root):
+        raise NotFoundError("no-root", f"there is no directory {root}", "name the top of the system")
     return found if root is None else Host(root)
 
 
@@ -204,7 +208,8 @@ def revert(
     if wanted is None:
         if as_json:
             say_json(None)
-        note("virtpass has changed nothing on this host")
+        else:
+            say("virtpass has changed nothing on this host")
         return
     _carry_out(where, wanted, as_json=as_json, dry_run=dry_run, yes=yes)
 
@@ -218,17 +223,24 @@ def revert(
 def recover(context: click.Context, root: str | None, as_json: bool, keep: bool, dry_run: bool) -> None:
     """Put back what a crash has cut off half way."""
     where = _below(context, root)
-    if dry_run:
-        done = host_preparation.pending(where, keep=keep)
-    else:
-        done = host_preparation.recover(where, keep=keep, say=note)
+    done = host_preparation.pending(where, keep=keep) if dry_run else _recovered(where, keep=keep)
     if as_json:
         say_json(done)
         return
     for line in done:
         say(f"to do: {line}" if dry_run else line)
     if not done:
-        note("no change was cut off: there is nothing to recover")
+        say("no change was cut off: there is nothing to recover")
+
+
+def _recovered(where: Host, *, keep: bool) -> list[str]:
+    """Recover; a user who may not even lock the host has nothing to recover where there is nothing."""
+    try:
+        return host_preparation.recover(where, keep=keep, say=note)
+    except PermissionDeniedError:
+        if host_preparation.is_unfinished(where):
+            raise
+        return []
 
 
 @host.command()
@@ -263,7 +275,9 @@ def _show_status(found: host_preparation.HostStatus) -> None:
     say_facts(shown, _LABEL)
     if found.is_unfinished:
         say_fact("Unfinished", "a change was cut off half way", _LABEL)
-        note("next: virtpass host recover")
+        note("next: sudo virtpass host recover")
+    elif not found.iommu.is_on and found.iommu.state is not IommuState.UNKNOWN:
+        note("next: virtpass doctor")
     if found.record is not None:
         applied = " ".join(found.record.arguments) or "no kernel argument"
     else:
@@ -356,7 +370,7 @@ def _ask(wanted: HostPlan, *, as_json: bool) -> None:
 def _tell_next(wanted: HostPlan) -> None:
     record = wanted.record
     if record is not None and record.tried:
-        note(f"the next boot tries it ('{record.tried}'); then: virtpass host confirm")
+        note(f"the next boot tries it ('{record.tried}'); then: sudo virtpass host confirm")
         note("any other boot, after a power cut too, goes without")
     elif wanted.needs_reboot:
         note("it takes effect at the next boot")
@@ -388,9 +402,9 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
     say_facts(_summary(wanted), _LABEL)
     show_changes(wanted)
     if wanted.is_empty:
-        note("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))
+        say("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))
     elif wanted.needs_reboot and not is_asking:
-        note("it takes effect at the next boot")
+        say("it takes effect at the next boot")
 
 
 def _summary(wanted: HostPlan) -> list[tuple[str, str]]:

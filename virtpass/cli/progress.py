@@ -131,7 +131,8 @@ class Progress:
             self._write(f"{one_line(one.task.text)}{_limit(one.task)}\n")
 
     def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
+        # AttributeError: it was closed before we began.
+        with suppress(OSError, ValueError, AttributeError):
             # Not through the stream's buffer: a tick may come while that is being written to.
             os.write(sys.stderr.fileno(), text.encode(sys.stderr.encoding, "replace"))
 
@@ -164,14 +165,18 @@ def cut(text: str, columns: int) -> str:
     """Return ``text`` with an ellipsis in place of what does not fit; some characters take two columns."""
     if columns <= 0:
         return ""
-    widths = [_width(one) for one in text]
-    if sum(widths) <= columns:
+    if width(text) <= columns:
         return text
     taken = used = 0
-    while used + widths[taken] <= columns - 1:
-        used += widths[taken]
+    while (after := used + width(text[taken])) <= columns - 1:
+        used = after
         taken += 1
     return f"{text[:taken]}…"
+
+
+def width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def _width(character: str) -> int:
@@ -192,5 +197,5 @@ def _limit(task: Task) -> str:
 def _columns() -> int:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return 80

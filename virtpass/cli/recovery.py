@@ -44,7 +44,7 @@ def _nobody() -> None:
 
 def _show(found: list[Recovery]) -> None:
     if not found:
-        note("nothing is lent: there is nothing to recover")
+        say("nothing is lent: there is nothing to recover")
     for one in found:
         name = one.name or one.uuid
         if one.state == "running":

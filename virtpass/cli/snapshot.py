@@ -1,5 +1,7 @@
 """``virtpass snapshot``."""
 
+import shlex
+
 import click
 
 from virtpass.cli import options
@@ -40,7 +42,7 @@ def snapshot(host: Host, file: str | None, is_list: bool, as_json: bool, uri: st
         note(f"left out: {reason}")
     if file is not None:
         note(f"{file} has {len(taken.files)} files and {len(taken.domains)} domains of this host")
-        note("look at it with: virtpass doctor --snapshot FILE")
+        note(f"look at it with: virtpass doctor --snapshot {shlex.quote(file)}")
 
 
 def _json(taken: Taken) -> dict[str, object]:

@@ -54,7 +54,8 @@ def _connected(uri: str) -> Connection:
         raise UnavailableError(
             error.reference,
             f"the domains cannot be looked at: {error.what}",
-            f"{error.remedy or 'start libvirt'}; virtpass host revert and virtpass hook uninstall go without",
+            f"{error.remedy or 'start libvirt'}; sudo virtpass host revert and sudo virtpass hook uninstall"
+            " go without",
         ) from error
 
 

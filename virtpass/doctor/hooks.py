@@ -6,8 +6,9 @@ from virtpass.doctor import apparmor
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.hook.install import HOOK, HOOKS, INTERPRETER
+from virtpass.system.daemon_start import how_to_start
 
-_STATES = {
+HOOK_STATES = {
     "absent": "the hook is not installed",
     "outdated": "another version of virtpass has installed the hook",
     "changed": "the hook was changed since it was installed, or others than root may write to it",
@@ -21,9 +22,6 @@ _PROFILES = {
     "libvirtd.service": "/etc/apparmor.d/usr.sbin.libvirtd",
     "virtqemud.service": "/etc/apparmor.d/usr.sbin.virtqemud",
 }
-# Of two that are to run the first one answers: the other's socket is for clients of old.
-_SOCKETS = ("virtqemud.socket", "libvirtd.socket")
-_UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _KINDS = {"libvirtd.service": "one daemon for everything", "virtqemud.service": "a daemon for QEMU alone"}
 _SELINUX = "/sys/fs/selinux/enforce"
 _UNCONFINED = "/sys/fs/selinux/booleans/virt_hooks_unconfined"
@@ -34,7 +32,7 @@ def _installed(scene: Scene) -> list[Finding]:
     hook = scene.hook
     if hook.works:
         return [passed(f"{hook.path}, {hook.version}")]
-    return [Finding(Verdict.FAIL, _STATES[hook.state], _INSTALL)]
+    return [Finding(Verdict.FAIL, HOOK_STATES[hook.state], _INSTALL)]
 
 
 def _known(scene: Scene) -> list[Finding]:
@@ -46,8 +44,7 @@ def _known(scene: Scene) -> list[Finding]:
     if outside.daemon_looked is None:
         unit = outside.daemon or "the daemon"
         return [Finding(Verdict.UNKNOWN, f"when {unit} last looked for hooks is not known")]
-    # systemd tells whole seconds.
-    if outside.daemon_looked < int(outside.hook_written):
+    if outside.misses_hook:
         # It remembers whether there was any hook at all, not which ones.
         what = f"the hook was written after {outside.daemon} last looked for hooks, and it may not be called"
         return [Finding(Verdict.WARN, what, f"sudo systemctl reload {shlex.quote(outside.daemon)}")]
@@ -157,21 +154,7 @@ def _daemon(scene: Scene) -> list[Finding]:
         what = f"libvirt does not answer this user: {outside.libvirt_problem}"
         return [Finding(Verdict.UNKNOWN, what, "sudo virtpass doctor")]
     what = f"libvirt does not answer: {outside.libvirt_problem}"
-    return [Finding(Verdict.FAIL, what, outside.libvirt_remedy or _start(scene))]
-
-
-def _start(scene: Scene) -> str:
-    """Return what starts the daemon: that which is to run from the boot on, else that which is installed."""
-    wanted = [
-        socket
-        for socket in _SOCKETS
-        for target in ("sockets", "multi-user")
-        if scene.host.exists(f"/etc/systemd/system/{target}.target.wants/{socket}")
-    ]
-    installed = [socket for socket in _SOCKETS for base in _UNITS if scene.host.exists(f"{base}/{socket}")]
-    if found := wanted or installed:
-        return f"sudo systemctl start {found[0]}"
-    return "start libvirtd.socket, or virtqemud.socket where the daemon is split; install it if there is none"
+    return [Finding(Verdict.FAIL, what, outside.libvirt_remedy or how_to_start(scene.host))]
 
 
 def _member(scene: Scene) -> list[Finding]:

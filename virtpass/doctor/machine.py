@@ -55,8 +55,9 @@ _FIXES = {
     IommuState.SWITCHED_OFF: "take that argument out of the bootloader's configuration, then reboot",
     IommuState.NO_SUPPORT: "boot another kernel of the distribution",
     IommuState.OFF_IN_FIRMWARE: "switch VT-d, or AMD-Vi (IOMMU), on in the firmware",
-    IommuState.NO_HARDWARE: "no device can be given away here, unless the firmware hides its IOMMU",
+    IommuState.NO_HARDWARE: "look for VT-d, AMD-Vi or IOMMU in the firmware's settings",
 }
+_FIX_OF_A_GUEST = "give this virtual machine an IOMMU (libvirt: <iommu model='intel'/>)"
 
 
 def _iommu(scene: Scene) -> list[Finding]:
@@ -65,7 +66,9 @@ def _iommu(scene: Scene) -> list[Finding]:
         return [Finding(Verdict.UNKNOWN, iommu.evidence)]
     if iommu.is_on:
         return [passed(f"on ({iommu.vendor or 'unknown kind'}), {iommu.evidence}")]
-    return [Finding(Verdict.FAIL, f"{iommu.state.value}: {iommu.evidence}", _FIXES[iommu.state])]
+    is_guest = iommu.state is IommuState.NO_HARDWARE and "hypervisor" in processor(scene.facts)[1]
+    fix = _FIX_OF_A_GUEST if is_guest else _FIXES[iommu.state]
+    return [Finding(Verdict.FAIL, f"{iommu.state.value}: {iommu.evidence}", fix)]
 
 
 def _interrupts(scene: Scene) -> list[Finding]:

@@ -29,13 +29,13 @@ def _modules(scene: Scene) -> list[Finding]:
     found = []
     for kernel in scene.facts.kernels:
         missing = [name for name in _MODULES if kernel.presence(name) is Presence.MISSING]
-        running = ", which runs now" if kernel.is_running else ""
+        about = f"{kernel.version} (running)" if kernel.is_running else kernel.version
         if not missing:
-            found.append(passed(f"it has vfio-pci and vfio_iommu_type1{running}", kernel.version))
+            found.append(passed(f"has {' and '.join(_MODULES)}", about))
             continue
         fix = "install the package with all modules of that kernel, or boot another one"
         grave = Verdict.FAIL if kernel.is_running else Verdict.WARN
-        found.append(Finding(grave, f"it lacks {', '.join(missing)}{running}", fix, kernel.version))
+        found.append(Finding(grave, f"lacks {' and '.join(missing)}", fix, about))
     return found or [Finding(Verdict.UNKNOWN, "no installed kernel is found")]
 
 

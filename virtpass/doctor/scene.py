@@ -74,6 +74,14 @@ class Outside:
         running = self.running or ()
         return frozenset(address for uuid, *devices in self.domains if uuid in running for address in devices)
 
+    @property
+    def misses_hook(self) -> bool:
+        """Whether the hook is newer than the daemon's last look for hooks, as far as that is known."""
+        if self.daemon_looked is None or self.hook_written is None:
+            return False
+        # systemd tells whole seconds.
+        return self.daemon_looked < int(self.hook_written)
+
     def given_with(self, address: str) -> frozenset[str]:
         """Return the devices that go to the same domain as one does, itself included."""
         return frozenset(one for _, *devices in self.domains if address in devices for one in devices)

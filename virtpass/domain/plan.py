@@ -5,6 +5,7 @@ All functions here are pure: text in, plan out. A plan whose work is done alread
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,8 +28,13 @@ from virtpass.pci.address import PciAddress, libvirt_number
 from virtpass.pci.identity import Identity
 from virtpass.system.errors import NotFoundError, RefusedError, UsageError
 
-# Of a display (virDomainGraphicsAuthDefFormatAttr in libvirt's domain_conf.c); XML to be defined has it.
-_PASSWORD = re.compile(r"(\bpasswd=)([\"']).*?\2")
+# The password of a display and the cookies of a network disk (virDomainGraphicsAuthDefFormatAttr and
+# virDomainDiskSourceFormatNetworkCookies in libvirt's domain_conf.c); XML to be defined has them.
+_SECRET = re.compile(
+    r"""(?P<before>\bpasswd\s*=\s*(?P<quote>["']))(?P<password>.*?)(?P=quote)"""
+    r"|(?P<tag><cookie\b[^>]*(?<!/)>)(?P<cookie>.*?)(?=</cookie\s*>)",
+    re.DOTALL,
+)
 
 # What follows hostdevs in the XML that libvirt formats (virDomainDefFormatInternalSetRootName in libvirt's
 # src/conf/domain_conf.c).
@@ -68,11 +74,17 @@ class DomainPlan:
 
     @property
     def diff(self) -> str:
-        """The change as a unified diff to be shown, without passwords; empty when there is none."""
+        """The change as a unified diff to be shown, without secrets; empty when there is none."""
         before, after = (
-            _PASSWORD.sub(r"\1\2***\2", text).splitlines(keepends=True) for text in (self.before, self.after)
+            _SECRET.sub(_masked, text).splitlines(keepends=True) for text in (self.before, self.after)
         )
         return "".join(difflib.unified_diff(before, after, "before", "after"))
+
+
+def _masked(found: re.Match[str]) -> str:
+    """Return a secret's place without it, on as many lines: what follows must not move in the diff."""
+    breaks = "\n" * (found["password"] or found["cookie"] or "").count("\n")
+    return f"{found['before'] or found['tag']}***{breaks}{found['quote'] or ''}"
 
 
 def plan_attach(
@@ -145,7 +157,9 @@ def plan_detach(
     for address in going:
         if address not in present and edit.passthrough.identity(address) is None:
             raise NotFoundError(
-                "not-attached", f"{address} is not in domain '{edit.name}'", "look with: virtpass domain show"
+                "not-attached",
+                f"{address} is not in domain '{edit.name}'",
+                f"look with: virtpass domain show {shlex.quote(edit.name)}",
             )
     edit.remove_hostdevs([present[address] for address in going if address in present])
     edit.forget(going)
@@ -183,7 +197,7 @@ def plan_adopt(
         raise RefusedError(
             "no-hostdev",
             f"domain '{edit.name}' has no PCI device",
-            "give it one with: virtpass domain attach",
+            f"give it one with: virtpass domain attach {shlex.quote(edit.name)} ADDRESS",
         )
     for element, hostdev in hostdevs.values():
         edit.keep(element, hostdev)
@@ -249,7 +263,8 @@ def no_policy(name: str) -> RefusedError:
     return RefusedError(
         "not-ours",
         f"virtpass does not look after domain '{name}', which has no policy then",
-        "let it with: virtpass domain adopt, or give it a device with: virtpass domain attach",
+        f"virtpass domain adopt {shlex.quote(name)}, where it has a device; else:"
+        f" virtpass domain attach {shlex.quote(name)} ADDRESS",
     )
 
 
@@ -412,7 +427,7 @@ class _Edit:
         for device in self.passthrough.devices:
             if device.address not in present:
                 missing = f"{device.address} is recorded, but no longer in the domain"
-                self.notes.append(f"{missing}; virtpass domain adopt forgets it")
+                self.notes.append(f"{missing}; virtpass domain adopt {shlex.quote(self.name)} forgets it")
 
     def note_separate_functions(self, addresses: Iterable[PciAddress]) -> None:
         """Say which cards the guest sees as several devices."""

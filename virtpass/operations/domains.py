@@ -1,5 +1,6 @@
 """Which domain has which device, and what the hook may do: attach, detach, adopt, show, policy."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from virtpass.domain.templates import load_templates
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.pci.inventory import Inventory, read_device, read_inventory
-from virtpass.pci.isolation import Level, judge
+from virtpass.pci.isolation import Level, judge, must_go_along
 from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection, Domain
@@ -127,7 +128,8 @@ def attach(
     inventory = read_inventory(host)
     wanted = _cards(inventory, addresses) if whole_card else sorted(set(addresses))
     present = {hostdev.source for hostdev in parse_hostdevs(xml)}
-    notes = _judged(inventory, wanted, frozenset(wanted) | present) if is_isolated else ()
+    command = f"virtpass domain attach {shlex.quote(domain.name)}{'' if whole_card else ' --single'}"
+    notes = _judged(inventory, wanted, frozenset(wanted) | present, command) if is_isolated else ()
     devices = [(address, read_device(host, address).identity) for address in wanted]
     virtual = _virtual(host, present | set(wanted))
     plan = plan_attach(xml, devices, connection.version, load_templates(host), policy=policy, virtual=virtual)
@@ -331,21 +333,31 @@ def _cards(inventory: Inventory, addresses: Iterable[PciAddress]) -> list[PciAdd
 
 
 def _judged(
-    inventory: Inventory, wanted: Iterable[PciAddress], going: frozenset[PciAddress]
+    inventory: Inventory, wanted: Iterable[PciAddress], going: frozenset[PciAddress], command: str
 ) -> tuple[str, ...]:
-    """Refuse devices that no domain could start with as things are; return what to know of the others."""
-    notes = []
-    for address in wanted:
-        verdict = judge(inventory, address, going)
-        if verdict.is_refused:
-            reasons = [reason.text for reason in verdict.reasons if reason.level is not Level.READY]
-            raise RefusedError(
-                "not-isolated",
-                f"{address} cannot be given to a domain: {', '.join(reasons)}",
-                f"virtpass device show {address} tells more",
-            )
-        notes += [f"{address}: {reason.text}" for reason in verdict.reasons]
-    return tuple(notes)
+    """Refuse devices that no domain could start with as things are; return what to know of the others.
+
+    Args:
+        inventory: the host.
+        wanted: the devices.
+        going: these, and what else goes to the same domain.
+        command: what attaches devices, without their addresses.
+    """
+    verdicts = [judge(inventory, address, going) for address in wanted]
+    for verdict in verdicts:
+        if not verdict.is_refused:
+            continue
+        remedy = f"virtpass device show {verdict.address} tells more"
+        if all(one.level in (Level.READY, Level.SHARED) for one in verdicts):
+            together = {*wanted, *(one for address in wanted for one in must_go_along(inventory, address))}
+            remedy = f"{command} {' '.join(map(str, sorted(together)))}"
+        reasons = [reason.text for reason in verdict.reasons if reason.level is not Level.READY]
+        raise RefusedError(
+            "not-isolated",
+            f"{verdict.address} cannot be given to a domain: {', '.join(reasons)}",
+            remedy,
+        )
+    return tuple(f"{verdict.address}: {reason.text}" for verdict in verdicts for reason in verdict.reasons)
 
 
 def _shared(connection: Connection, plan: DomainPlan, addresses: Iterable[PciAddress]) -> tuple[str, ...]:

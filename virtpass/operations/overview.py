@@ -9,7 +9,7 @@ from virtpass.operations.devices import DeviceReport, lent_devices, reports
 from virtpass.operations.domains import DomainReport, list_domains
 from virtpass.pci.inventory import read_inventory
 from virtpass.pci.isolation import Level
-from virtpass.system.errors import VirtpassError
+from virtpass.system.errors import PermissionDeniedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import SYSTEM
 from virtpass.system.recorded_libvirt import connect
@@ -67,47 +67,54 @@ def overview(host: Host, uri: str = SYSTEM) -> Overview:
         lent=tuple(borrowed),
         hook=hook,
         domains=with_devices,
-        libvirt_problem=problem,
+        libvirt_problem=problem.line if problem is not None else "",
         unfinished=unfinished,
         next_step=_next_step(
-            len(inventory.groups),
+            host,
             cards,
             hook,
             with_devices,
-            unfinished,
-            is_set_up_later=host.exists(SETUP_RECORD),
+            problem,
+            has_iommu=bool(inventory.groups),
+            is_unfinished=bool(unfinished),
         ),
     )
 
 
-def _domains(host: Host, uri: str) -> tuple[list[DomainReport] | None, str]:
+def _domains(host: Host, uri: str) -> tuple[list[DomainReport] | None, VirtpassError | None]:
     try:
         with connect(host, uri, deadline=_LIBVIRT_DEADLINE) as connection:
-            return list_domains(connection, host), ""
+            return list_domains(connection, host), None
     except VirtpassError as error:
-        return None, error.line
+        return None, error
 
 
 def _next_step(
-    groups: int,
+    host: Host,
     displays: list[DeviceReport],
     hook: HookStatus,
     domains: tuple[DomainReport, ...] | None,
-    unfinished: tuple[str, ...],
+    problem: VirtpassError | None,
     *,
-    is_set_up_later: bool,
+    has_iommu: bool,
+    is_unfinished: bool,
 ) -> str:
-    if is_set_up_later:
+    if host.exists(SETUP_RECORD):
         return "sudo virtpass setup (it goes on after the reboot)"
-    if not groups:
+    if is_unfinished:
+        return "sudo virtpass recover"
+    if not has_iommu and not _takes_an_argument(host):
         return "virtpass doctor"
-    if unfinished:
-        return "virtpass recover"
-    if not hook.works:
-        return "sudo virtpass hook install" if hook.state != "absent" else "sudo virtpass setup"
+    if problem is not None and not isinstance(problem, PermissionDeniedError):
+        # Setting up takes libvirt, too.
+        return problem.remedy or "virtpass doctor"
+    if not has_iommu:
+        return "sudo virtpass setup"
     if domains is None:
-        return "start libvirt, or run virtpass as root or as a member of the group libvirt"
+        return "sudo virtpass"
     ours = [one for one in domains if one.is_ours]
+    if not hook.works:
+        return "sudo virtpass setup" if hook.state == "absent" and not ours else "sudo virtpass hook install"
     if not ours:
         foreign = [one for one in domains if not one.is_active]
         if foreign:
@@ -117,3 +124,12 @@ def _next_step(
         return f"sudo virtpass setup {address} DOMAIN"
     resting = [one for one in ours if not one.is_active]
     return f"virsh start {shlex.quote(resting[0].name)}" if resting else "nothing: all is as it should be"
+
+
+def _takes_an_argument(host: Host) -> bool:
+    """Tell whether a kernel argument would switch the IOMMU on."""
+    # Not at the top: only a host without one takes the time.
+    from virtpass.host.facts import read_facts
+    from virtpass.host.iommu import IommuState, read_iommu
+
+    return read_iommu(read_facts(host)).state is IommuState.ARGUMENT_MISSING

@@ -1,5 +1,6 @@
 """What the hook would do at the next start of a domain, step by step; nothing is written."""
 
+import os
 from copy import copy
 from dataclasses import dataclass
 
@@ -19,12 +20,22 @@ from virtpass.binding import (
 )
 from virtpass.binding.functions import Making
 from virtpass.binding.journal import Home, Journal, is_uuid, read_journal
+from virtpass.doctor.hooks import HOOK_STATES
+from virtpass.doctor.scene import Outside
 from virtpass.hook.checks import Checked, check
+from virtpass.hook.install import HOOK, hook_status
 from virtpass.hook.request import Request, parse_request
+from virtpass.operations.recorded_outside import recorded_outside
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.system.errors import RefusedError, VirtpassError
+from virtpass.system.daemon import active_daemon, last_change
+from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
+from virtpass.system.recorded import RecordedHost
+
+_INSTALL = "sudo virtpass hook install"
+# With these libvirt calls no hook of ours at all.
+_UNCALLED = ("absent", "not-executable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +62,9 @@ class Rehearsal:
         uuid: its UUID.
         steps: what would be done, in order; empty when the start would be refused.
         problem: why it would be refused; None when it would not.
-        warning: what the host loses while the domain runs; empty for nothing.
+        warning: what the host loses while the domain runs, and why things may go otherwise: the hook is not
+            installed, or the daemon does not know of it; empty for nothing.
+        is_ours: whether the hook would do anything; if not, the domain starts as it is.
     """
 
     name: str
@@ -59,6 +72,7 @@ class Rehearsal:
     steps: tuple[RehearsedStep, ...]
     problem: VirtpassError | None
     warning: str = ""
+    is_ours: bool = True
 
 
 def rehearse(host: Host, xml: str) -> Rehearsal:
@@ -70,15 +84,11 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
 
     Raises:
         UsageError: the XML is not that of a domain.
-        RefusedError: the hook would have nothing to do with it.
     """
     request = parse_request(xml.encode("utf-8", "surrogateescape"))
     if not request.is_ours or not (request.devices or request.problem):
-        raise RefusedError(
-            "not-ours",
-            f"the hook would let '{request.name}' start as it is: virtpass looks after no device of it",
-            "virtpass domain adopt or attach changes that",
-        )
+        return Rehearsal(request.name, request.uuid, (), None, is_ours=False)
+    otherwise = _otherwise(host)
     try:
         left = _left_over(host, request)
         freed = frozenset(journal.uuid for journal in left)
@@ -90,8 +100,38 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
         safety.refuse_lent(host, coming, request.uuid, freed=freed)
         found = tuple(_steps(host, there, checked, left, makings))
     except VirtpassError as error:
-        return Rehearsal(request.name, request.uuid, (), error)
-    return Rehearsal(request.name, request.uuid, found, None, checked.warning)
+        return Rehearsal(request.name, request.uuid, (), error, otherwise)
+    warning = "; ".join(one for one in (checked.warning, otherwise) if one)
+    return Rehearsal(request.name, request.uuid, found, None, warning)
+
+
+def _otherwise(host: Host) -> str:
+    """Return why a start may not go as rehearsed: libvirt does not call this hook; empty if it does."""
+    hook = hook_status(host)
+    if not hook.works:
+        so = "so none of this would happen" if hook.state in _UNCALLED else "so this may go otherwise"
+        return f"{HOOK_STATES[hook.state]}, {so}: {_INSTALL}"
+    daemon = _daemon(host)
+    if daemon.misses_hook:
+        return (
+            f"{daemon.daemon} has not looked for hooks since this one was written, so none of this may"
+            f" happen: sudo systemctl reload {daemon.daemon}"
+        )
+    return ""
+
+
+def _daemon(host: Host) -> Outside:
+    """Return what the daemon knows of hooks; nothing where it does not tell."""
+    if isinstance(host, RecordedHost):
+        return recorded_outside(host)
+    if host.root:
+        return Outside()
+    try:
+        unit = active_daemon()
+        looked = last_change(unit)[1] if unit is not None else None
+        return Outside(daemon=unit or "", daemon_looked=looked, hook_written=os.stat(HOOK).st_mtime)
+    except (VirtpassError, OSError):
+        return Outside()
 
 
 def _left_over(host: Host, request: Request) -> list[Journal]:

@@ -73,6 +73,22 @@ def judge(inventory: Inventory, address: PciAddress, going: frozenset[PciAddress
     return Verdict(address, level, reasons)
 
 
+def must_go_along(inventory: Inventory, address: PciAddress) -> tuple[PciAddress, ...]:
+    """Return the other members of a device's IOMMU group that have to go to the same domain.
+
+    Raises:
+        NotFoundError: there is no such device.
+    """
+    group = inventory.device(address).group
+    return tuple(
+        member
+        for member in (inventory.groups[group] if group is not None else ())
+        if member != address
+        and not inventory.devices[member].is_bridge
+        and sysfs.blocks_its_group(inventory.host, member)
+    )
+
+
 def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress]) -> list[Reason]:
     if device.is_bridge:
         return [Reason("bridge", "bridges stay with the host", Level.NEVER)]
@@ -83,7 +99,8 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
             Reason("header-type", f"its header type {device.header_type} cannot be assigned", Level.NEVER)
         ]
     if not inventory.groups:
-        return [Reason("no-iommu", "no IOMMU is active on this host", Level.NEVER)]
+        # Not for ever: hardly a machine that runs domains has none, though it may be switched off.
+        return [Reason("no-iommu", "no IOMMU is active on this host", Level.BLOCKED)]
     if device.group is None:
         return [Reason("no-group", "it has no IOMMU group", Level.NEVER)]
     if regions := sysfs.direct_regions(inventory.host, device.group):

@@ -46,6 +46,9 @@ _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 # Stands for every owner but root (and, where an ordinary user took the snapshot, that user).
 _NOBODY = 65534
+_ELSEWHERE = "choose a directory of yours, or run it as root"
+_ANEW = "ask for the file anew, made with: virtpass snapshot FILE"
+_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ def write_archive(path: str, record: Mapping[str, Any], entries: Iterable[Entry]
         entries: the tree.
 
     Raises:
+        NotFoundError: its directory does not exist.
         RefusedError: there is something at ``path`` already.
         PermissionDeniedError, FailedError: it cannot be written; nothing is left behind.
     """
@@ -89,8 +93,11 @@ def write_archive(path: str, record: Mapping[str, Any], entries: Iterable[Entry]
         raise UsageError("snapshot-name", f"'{path}' names no file")
     try:
         beside = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = f"there is no directory {directory}"
+        raise NotFoundError("no-directory", what, "make it, or choose another place") from error
     except OSError as error:
-        raise _explained(error, directory) from error
+        raise _explained(error, directory, _ELSEWHERE) from error
     temporary = f"{TEMPORARY}{os.urandom(8).hex()}"
     is_there = False
     try:
@@ -107,7 +114,7 @@ def write_archive(path: str, record: Mapping[str, Any], entries: Iterable[Entry]
     except FileExistsError as error:
         raise _present(path) from error
     except OSError as error:
-        raise _explained(error, path) from error
+        raise _explained(error, path, _ELSEWHERE) from error
     finally:
         if is_there:
             os.unlink(temporary, dir_fd=beside)
@@ -187,6 +194,10 @@ class Unpacked:
     targets: Mapping[str, str]
 
 
+class _NotOursError(Exception):
+    """An archive is not one of ours."""
+
+
 class _Measured:
     """A compressed stream that ends in an error when more comes out of it than a snapshot may have."""
 
@@ -219,11 +230,20 @@ def unpack(path: str, directory: str) -> Unpacked:
     except FileNotFoundError as error:
         raise NotFoundError("no-snapshot", f"there is no file {path}") from error
     except OSError as error:
-        raise _explained(error, path) from error
+        raise _explained(error, path, "run it as the file's owner, or as root") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UsageError("no-snapshot", f"{path} is not a regular file")
-    with open(descriptor, "rb") as file, gzip.GzipFile(fileobj=file, mode="rb") as packed:
+        raise UsageError("no-snapshot", f"{path} is not a snapshot, but a directory or a device", _ANEW)
+    with open(descriptor, "rb") as file:
+        is_packed = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(0)
+        if not is_packed:
+            raise UsageError("no-snapshot", f"{path} is not a snapshot", _ANEW)
+        return _unpacked(file, path, directory)
+
+
+def _unpacked(file: BinaryIO, path: str, directory: str) -> Unpacked:
+    with gzip.GzipFile(fileobj=file, mode="rb") as packed:
         stream = _Measured(packed)
         try:
             # Only `read` of the stream is used.
@@ -233,9 +253,11 @@ def unpack(path: str, directory: str) -> Unpacked:
             while stream.read(_CHUNK):
                 pass
         except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, UnicodeError, ValueError) as error:
-            raise UsageError("no-snapshot", f"{path} is not a snapshot, or only a part of one") from error
-        except RecursionError as error:
-            raise UsageError("no-snapshot", f"{path} is not a snapshot") from error
+            raise UsageError(
+                "no-snapshot", f"{path} is not a snapshot, or only a part of one", _ANEW
+            ) from error
+        except (_NotOursError, RecursionError) as error:
+            raise UsageError("no-snapshot", f"{path} is not a snapshot", _ANEW) from error
         except OSError as error:
             raise FailedError("snapshot", f"{path} cannot be unpacked: {error.strerror or error}") from error
     return unpacked
@@ -286,7 +308,7 @@ def _unpack(archive: tarfile.TarFile, directory: str) -> Unpacked:
     finally:
         os.close(top)
     if record is None:
-        raise UsageError("no-snapshot", "the archive is empty")
+        raise _NotOursError
     # tarfile takes a damaged header for the end.
     if record.get("entries") != count:
         raise EOFError
@@ -302,15 +324,16 @@ def _record(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Mapping[str, A
     """Return what is in no file.
 
     Raises:
-        UsageError: this is no snapshot, or a later version has made it.
+        UsageError: a later version has made it.
+        _NotOursError: this is no snapshot.
         ValueError: it is no JSON.
     """
     if member.name != RECORD or not member.isreg():
-        raise UsageError("no-snapshot", "the archive is not a snapshot of virtpass")
+        raise _NotOursError
     found = json.loads(_content(archive, member), parse_constant=_no_number)
     version = found.get("format") if isinstance(found, dict) else None
     if not isinstance(found, dict) or type(version) is not int:
-        raise UsageError("no-snapshot", "the archive is not a snapshot of virtpass")
+        raise _NotOursError
     if version != FORMAT:
         raise UsageError(
             "snapshot-format",
@@ -409,8 +432,8 @@ def _hostile(what: str) -> RefusedError:
     )
 
 
-def _explained(error: OSError, path: str) -> Exception:
+def _explained(error: OSError, path: str, remedy: str) -> Exception:
     text = f"{path}: {error.strerror}"
     if isinstance(error, PermissionError):
-        return PermissionDeniedError("permission", text)
+        return PermissionDeniedError("permission", text, remedy)
     return FailedError("file", text)

@@ -30,7 +30,7 @@ PATIENCE = 1.0
 _BEAT = 512
 _SIGKILL = 9
 # Seconds in which a child that was ended is gone, unless it waits in the kernel for what cannot be cut off.
-_GOING = 0.1
+_GOING = 1.0
 
 # File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. None of their
 # files is the node of a device of this machine.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from virtpass.system.daemon_start import how_to_start
 from virtpass.system.errors import (
     FailedError,
     NotFoundError,
@@ -22,6 +23,7 @@ from virtpass.system.errors import (
     UsageError,
     VirtpassError,
 )
+from virtpass.system.host import Host
 from virtpass.system.tasks import under_way
 
 SYSTEM = "qemu:///system"
@@ -391,6 +393,4 @@ def _denied(what: str) -> PermissionDeniedError:
 
 
 def _no_daemon(what: str) -> UnavailableError:
-    return UnavailableError(
-        "no-libvirt", what, "start the daemon: systemctl start libvirtd (or virtqemud where it is modular)"
-    )
+    return UnavailableError("no-libvirt", what, how_to_start(Host()))
