@@ -177,7 +177,7 @@ def _choose(question: str, argument: str, lines: Sequence[str], ready: Sequence[
         say(f"{number:>3}. {line}")
     default = ready[0] + 1 if len(ready) == 1 else None
     chosen: int = click.prompt(
-        question, type=click.IntRange(1, len(lines)), default=default, prompt_suffix=" ", err=True
+        question, type=options.NumberType(1, len(lines)), default=default, prompt_suffix=" ", err=True
     )
     return chosen - 1
 
