@@ -256,12 +256,83 @@ def test_a_process_with_many_files_is_not_taken_for_one_that_does_not_answer(
     assert Host().using([many, holder], NODES, 60.0) == {holder: ZERO}
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.3])
-def test_without_time_nobody_is_said_to_be_free(begin: Begin, mute: set[str], seconds: float) -> None:
-    dead = begin("")
-    mute.add(dead)
+def test_without_time_nobody_is_said_to_be_free(begin: Begin) -> None:
     with pytest.raises(FailedError, match=r"who uses /dev/\w+ cannot be told: process \d+ takes too long"):
-        Host().using([dead, dead], NODES, seconds)
+        Host().using([begin(f"f = open({FULL!r})")], NODES, 0.0)
+
+
+def test_many_that_do_not_answer_hide_nobody_and_refuse_nothing(begin: Begin, mute: set[str]) -> None:
+    """The path of a node is looked at first; there is no time for all the rest."""
+    dead = [begin("") for _ in range(3)]
+    holder, mapper = begin(f"f = open({FULL!r})"), begin(mapping(ZERO, "MAP_PRIVATE"))
+    mute.update(dead)
+    host = Host()
+    assert host.using([*dead, holder, mapper], NODES, 0.7) == {holder: FULL}
+    assert host.unseen_processes == {*dead, mapper}
+    # Who did not answer is remembered, and there is time for others the next time.
+    assert host.using([*dead, holder, mapper], NODES, 30.0) == {holder: FULL, mapper: ZERO}
+    assert host.unseen_processes == set(dead)
+
+
+def test_a_stall_hides_nobody(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child is not given the processor for a while, just then."""
+    holder = begin(f"f = open({FULL!r})")
+    opened_by = _Wanted._opened_by
+
+    def stall(self: _Wanted, process: bytes, *, is_whole: bool) -> int | None:
+        if is_whole:
+            time.sleep(2)
+        return opened_by(self, process, is_whole=is_whole)
+
+    monkeypatch.setattr(_Wanted, "_opened_by", stall)
+    monkeypatch.setattr(device_users, "PATIENCE", 0.3)
+    assert Host().using([holder], NODES, 30.0) == {holder: FULL}
+
+
+def test_who_may_not_be_looked_at_is_not_said_to_be_free(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root under the rules of a security module; an ordinary user sees what is his own."""
+    other, holder = begin(""), begin(f"f = open({FULL!r})")
+    listdir = os.listdir
+
+    def refuse(path: object) -> list[object]:
+        if path == f"/proc/{other}/fd".encode():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return list(listdir(path))  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    host = Host()
+    assert host.using([other, holder], NODES, 30.0) == {holder: FULL}
+    assert host.unseen_processes == {other}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert host.using([other, holder], NODES, 30.0) == {holder: FULL}
+    assert host.unseen_processes == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "node"), [(f"f = open({FULL!r})", FULL), (mapping(ZERO, "MAP_PRIVATE"), ZERO)]
+)
+def test_a_process_whose_first_thread_has_ended_uses_it_still(code: str, node: str) -> None:
+    waits = (
+        f"import ctypes, sys, threading\n{code}\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), __import__('os')._exit(0))).start()\n"
+        "print(flush=True); ctypes.CDLL(None).pthread_exit(None)"
+    )
+    argv = [sys.executable, "-c", waits]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        stat_of = Path(f"/proc/{process.pid}/stat")
+        end = time.monotonic() + 30
+        while ") Z " not in stat_of.read_text() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert os.listdir(f"/proc/{process.pid}/fd") == []
+        try:
+            assert using(str(process.pid)) == {str(process.pid): node}
+        finally:
+            process.communicate(b"", timeout=30)
 
 
 @pytest.mark.parametrize("call", ["fork", "pipe"])

@@ -16,7 +16,7 @@ import select
 import stat
 import time
 
-from virtpass.system import child
+from virtpass.system import child, waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,43 +55,94 @@ class Node(tuple[str, str, str]):
         return super().__new__(cls, (number, place or "-", path))
 
 
+class Answer:
+    """What a look has found.
+
+    Attributes:
+        found: which node a process uses, by its place in the list.
+        unseen: processes of which more than the paths of their files could not be looked at.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+        self.unseen: set[str] = set()
+
+
 def users(
     directory: str, processes: list[str], nodes: list[Node], silent: set[str], seconds: float
-) -> dict[str, int]:
-    """Return which processes use which of some device nodes, by its place in the list.
+) -> Answer:
+    """Look which processes use which of some device nodes.
+
+    First all of them are asked for what they have open under the path of a node, for which hardly anybody
+    can keep the look waiting. What takes longer has the time that is left.
 
     Args:
         directory: where /proc is on this machine.
-        processes: their numbers; those that this user may not ask are left out.
+        processes: their numbers; those that an ordinary user may not ask are left out.
         nodes: the device nodes.
-        silent: processes about which there was no answer before: of these, only what is open under the path
-            of a node counts. Those about which there is none now are added.
+        silent: processes about which there was no answer before, and which are not waited for again. Those
+            about which there is none now are added.
         seconds: for all of it.
 
     Raises:
-        OSError: it cannot be told: no child could be made, or the time was not enough (ETIMEDOUT).
+        OSError: it cannot be told: no child could be made, or not even the paths could all be looked at
+            (ETIMEDOUT).
     """
     end = time.monotonic() + seconds
-    found: dict[str, int] = {}
-    left = list(processes)
-    while left:
-        stopped = _look(directory, left, nodes, silent, found, end)
-        if not stopped:
-            break
-        silent.add(stopped)
-        left = left[left.index(stopped) + 1 :]
-    return found
+    answer = Answer()
+    _go_through(directory, processes, nodes, answer, end, silent=None)
+    left = [one for one in processes if one not in answer.found and one not in silent]
+    answer.unseen |= silent & set(processes)
+    _go_through(directory, left, nodes, answer, end, silent=silent)
+    answer.unseen -= set(answer.found)
+    return answer
 
 
-def _look(
+def _go_through(
     directory: str,
     processes: list[str],
     nodes: list[Node],
-    silent: set[str],
-    found: dict[str, int],
+    answer: Answer,
     end: float,
-) -> str:
-    """Let a child go through processes; return the one at which it got no answer, empty when it went through.
+    silent: set[str] | None,
+) -> None:
+    """Let children look at processes, one after the other.
+
+    Args:
+        directory: as `users`.
+        processes: as `users`.
+        nodes: as `users`.
+        answer: where it is noted.
+        end: when the time is over.
+        silent: where those are noted that gave no answer; None for a look at paths only.
+
+    Raises:
+        OSError: as `users`.
+    """
+    left = processes
+    while left:
+        where = _look(directory, left, nodes, answer, end, is_whole=silent is not None)
+        if where == len(left):
+            return
+        if time.monotonic() >= end:
+            if silent is None:
+                raise OSError(errno.ETIMEDOUT, f"process {left[max(where, 0)]} takes too long")
+            answer.unseen.update(left[max(where, 0) :])
+            return
+        answer.unseen.add(left[where])
+        if silent is not None:
+            silent.add(left[where])
+        left = left[where + 1 :]
+
+
+def _look(
+    directory: str, processes: list[str], nodes: list[Node], answer: Answer, end: float, *, is_whole: bool
+) -> int:
+    """Let a child go through processes.
+
+    Returns:
+        the place of the one at which it got no answer, or the time was over (-1 before the first); the number
+        of processes when it went through.
 
     Raises:
         OSError: as `users`.
@@ -99,30 +150,27 @@ def _look(
     reading, writing = child.pipe()
     try:
         try:
-            looking = child.start(lambda: _tell(writing, directory, processes, nodes, silent))
+            looking = child.start(lambda: _tell(writing, directory, processes, nodes, is_whole=is_whole))
         finally:
             os.close(writing)
         try:
-            return _listen(reading, processes, found, end)
+            return _listen(reading, processes, answer, end)
         finally:
             _end(looking)
     finally:
         os.close(reading)
 
 
-def _listen(reading: int, processes: list[str], found: dict[str, int], end: float) -> str:
+def _listen(reading: int, processes: list[str], answer: Answer, end: float) -> int:
     """Take in what the child tells, as `_look`."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     current = -1
     pending = b""
-    while True:
-        seconds = min(PATIENCE, end - time.monotonic())
-        if seconds <= 0:
-            raise OSError(errno.ETIMEDOUT, f"process {processes[max(current, 0)]} takes too long")
+    while (seconds := min(PATIENCE, end - time.monotonic())) > 0:
         if not poll.poll(seconds * 1000):
-            if current >= 0 and time.monotonic() < end:
-                return processes[current]
+            if current >= 0:
+                break
             continue
         chunk = os.read(reading, 1 << 16)
         if not chunk:
@@ -130,18 +178,21 @@ def _listen(reading: int, processes: list[str], found: dict[str, int], end: floa
         *words, pending = (pending + chunk).split(b" ")
         for word in words:
             if word == b"end":
-                return ""
+                return len(processes)
             if word == b"next":
                 current += 1
+            elif word == b"denied":
+                answer.unseen.add(processes[current])
             elif word.isdigit():
-                found[processes[current]] = int(word)
+                answer.found[processes[current]] = int(word)
+    return current
 
 
-def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node], silent: set[str]) -> None:
+def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node], *, is_whole: bool) -> None:
     """Go through processes, and tell of each; runs in the child.
 
-    It says ``next`` before each process, the place of a node where the process uses one, ``.`` where it takes
-    long, and ``end``.
+    It says ``next`` before each process, the place of a node where the process uses one, ``denied`` where
+    root may not look, ``.`` where it takes long, and ``end``.
     """
     child.cut_off(NAME, writing)
     count = 0
@@ -156,26 +207,23 @@ def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node],
     wanted = _Wanted(base, [tuple(map(os.fsencode, node)) for node in nodes], beat)
     for process in processes:
         os.write(writing, b"next ")
-        which = wanted.used_by(base + b"/" + os.fsencode(process), is_silent=process in silent)
+        which = wanted.used_by(base + b"/" + os.fsencode(process), is_whole=is_whole)
         if which is not None:
             os.write(writing, b"%d " % which)
+        elif wanted.was_denied:
+            os.write(writing, b"denied ")
     os.write(writing, b"end ")
 
 
 def _end(process: int) -> None:
     """End a child, and see it go; one that the kernel keeps is left behind."""
     try:
-        os.kill(process, _SIGKILL)
-        end = os.pidfd_open(process)
-        try:
-            poll = select.poll()
-            poll.register(end, select.POLLIN)
-            poll.poll(_GOING * 1000)
-        finally:
-            os.close(end)
-        os.waitpid(process, os.WNOHANG)
+        # Not killed before it is known to be there: its number might be that of another process.
+        if os.waitpid(process, os.WNOHANG)[0] == 0:
+            os.kill(process, _SIGKILL)
+            waiting.wait_for_child(process, _GOING)
     except OSError:
-        pass  # it has gone; or whoever called us does not want to know of its children
+        pass  # it has gone, and nobody keeps its status
 
 
 class _Wanted:
@@ -193,31 +241,62 @@ class _Wanted:
         self._places = {place: which for which, (_, place, _) in reversed(list(enumerate(nodes)))}
         self._paths = {path for _, _, path in nodes}
         self._beat = beat
+        # Whether something of the last process was not for this user to see, who is root.
+        self.was_denied = False
         self._namespace = _link(directory + b"/self/ns/mnt")
         self._remote, self._remote_numbers = _remote_mounts(directory + b"/self/mountinfo")
         # Where mappings lead that are none of a node.
         self._others: set[bytes] = set()
 
-    def used_by(self, process: bytes, *, is_silent: bool = False) -> int | None:
+    def used_by(self, process: bytes, *, is_whole: bool = True) -> int | None:
         """Return which node a process, by its directory, has open or mapped; None for none.
 
-        One that has gone meanwhile, or is another user's, has none.
+        One that has gone meanwhile has none, and neither has one that an ordinary user may not ask.
 
         Args:
             process: its directory.
-            is_silent: it did not answer before; only what nobody can keep waiting is asked.
+            is_whole: whether more counts than what is open under the path of a node.
         """
+        self.was_denied = False
+        which = self._opened_by(process, is_whole=is_whole)
+        if which is None and is_whole:
+            which = self._mapped_by(process)
+        if which is not None:
+            return which
+        # Where the first thread has ended, the files are those of the others.
+        threads = self._names(process + b"/task")
+        for thread in threads if len(threads) > 1 and not self._names(process + b"/fd") else ():
+            which = self._opened_by(process + b"/task/" + thread, is_whole=is_whole)
+            if which is None and is_whole:
+                which = self._mapped_by(process + b"/task/" + thread)
+            if which is not None:
+                return which
+        return None
+
+    def _names(self, path: bytes) -> list[bytes]:
         try:
-            names = os.listdir(process + b"/fd")
-        except OSError:
-            names = []
+            return os.listdir(path)
+        except OSError as error:
+            self._note(error)
+            return []
+
+    def _note(self, error: OSError) -> None:
+        """Note what keeps root from looking: the rules of a security module, above all."""
+        if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR) and os.geteuid() == 0:
+            self.was_denied = True
+
+    def _opened_by(self, process: bytes, *, is_whole: bool) -> int | None:
         others = []
         # Elsewhere, mounts of the user's own may hide what is open beneath them.
         has_our_mounts = bool(self._remote) and _link(process + b"/ns/mnt") == self._namespace
-        for name in names:
+        for name in self._names(process + b"/fd"):
             self._beat()
             path = b"%s/fd/%s" % (process, name)
-            target = _link(path)
+            try:
+                target = os.readlink(path)
+            except OSError as error:
+                self._note(error)
+                continue
             if target in self._paths:
                 which = self._numbers.get(_number(path))
                 if which is not None:
@@ -225,14 +304,12 @@ class _Wanted:
             # Sockets, pipes and the like have no path.
             elif target.startswith(b"/") and not (has_our_mounts and self._is_remote(target)):
                 others.append(path)
-        if is_silent:
-            return None
-        for path in others:
+        for path in others if is_whole else ():
             self._beat()
             which = self._numbers.get(_number(path))
             if which is not None:
                 return which
-        return self._mapped_by(process)
+        return None
 
     def _mapped_by(self, process: bytes) -> int | None:
         spans: dict[bytes, bytes] = {}
@@ -252,7 +329,8 @@ class _Wanted:
                     is_shared = fields[1][3:] == b"s" and fields[3] not in self._remote_numbers
                     if is_shared and place not in self._others:
                         spans.setdefault(place, fields[0])
-        except OSError:
+        except OSError as error:
+            self._note(error)
             return None
         for place, span in spans.items():
             self._beat()

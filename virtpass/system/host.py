@@ -205,8 +205,8 @@ class Host:
         What a descriptor or a mapping is, is known by its device number, under whichever path it was opened.
 
         A process about which there is no answer (its memory map is locked, or it has a file of a server that
-        is gone) is asked no more but for what it has open under the path of a node; it is one of
-        `unseen_processes` unless that is so.
+        is gone), or at which root may not look, is asked only for what it has open under the path of a node;
+        unless that is so it is one of `unseen_processes`.
 
         Args:
             processes: their numbers; those that this user may not ask are left out.
@@ -223,16 +223,17 @@ class Host:
         # A number may be that of another process by now.
         silent = {one for one, since in self._silent_processes.items() if self._started(one) == since}
         try:
-            used = users(self.path("/proc"), processes, wanted, silent, deadline)
+            answer = users(self.path("/proc"), processes, wanted, silent, deadline)
         except OSError as error:
             raise FailedError(
                 "no-answer",
                 f"who uses {wanted[0][2]} cannot be told: {error.strerror}",
                 "look for what keeps this host so busy, and try again",
             ) from error
-        self._silent_processes = {one: self._started(one) for one in silent}
-        self.unseen_processes = (silent & set(processes)) - set(used)
-        return {process: wanted[which][2] for process, which in used.items()}
+        finally:
+            self._silent_processes = {one: self._started(one) for one in silent}
+        self.unseen_processes = answer.unseen
+        return {process: wanted[which][2] for process, which in answer.found.items()}
 
     def _started(self, process: str) -> str:
         """Return when a process was started, in ticks since the boot; empty when it is gone."""

@@ -22,6 +22,8 @@ _NETLINK_KOBJECT_UEVENT = 15
 _OF_KERNEL = 1
 # The module signal would import three others.
 _SIGKILL = 9
+# Seconds in which a child that was ended is gone, unless the kernel keeps it.
+_GOING = 1.0
 # Bytes of a message that are read; what they say is not looked at.
 _MESSAGE = 4096
 # Messages that are read before the next look: where they never end, the wait does all the same.
@@ -208,7 +210,7 @@ def _end(process: int) -> None:
         # Not killed before it is known to be there: its number might be that of another process.
         if os.waitpid(process, os.WNOHANG)[0] == 0:
             os.kill(process, _SIGKILL)
-            os.waitpid(process, 0)
+            wait_for_child(process, _GOING)
     except OSError:
         pass  # it has ended, and nobody keeps its status
 

@@ -37,7 +37,12 @@ class Worker:
 
     def __init__(self) -> None:
         requests, self._requests = child.pipe()
-        self._answers, answers = child.pipe()
+        try:
+            self._answers, answers = child.pipe()
+        except OSError:
+            os.close(requests)
+            os.close(self._requests)
+            raise
         parent = os.getpid()
         self.is_lost = False
         try:
