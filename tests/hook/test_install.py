@@ -1,5 +1,6 @@
 """Installing the hook: one executable, beside the user's own, and gone without a trace."""
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -184,3 +185,20 @@ def test_what_was_installed_runs_under_the_system_s_python(machine: Host) -> Non
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert str(payload)[len(machine.root) :] in hook.read_text()
+
+
+def test_who_may_not_look_is_not_told_that_it_is_absent(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an ordinary user where /etc/libvirt is root's alone; root may look everywhere."""
+    lstat = os.lstat
+
+    def refuse(path: str) -> os.stat_result:
+        if path == host.path(HOOK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return lstat(path)
+
+    assert hook_status(host).state == "absent"
+    monkeypatch.setattr(os, "lstat", refuse)
+    assert hook_status(host).state == "unknown"
+    assert not hook_status(host).works

@@ -95,3 +95,12 @@ def test_a_domain_that_has_a_card_already_lacks_the_hook_alone(host: SimulatedHo
         assert step(host) == "virsh start guest"
         os.chmod(host.path("/etc/libvirt/hooks/qemu.d/50-virtpass"), 0o644)
         assert step(host) == "sudo virtpass hook install"
+
+
+def test_a_hook_that_cannot_be_looked_at_is_no_next_step(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "is_hidden", lambda path: True)
+    assert overview(host, TEST_DRIVER).hook.state == "unknown"
+    assert "hook install" not in step(host)
+    assert step(host) == f"sudo virtpass setup {CARD} DOMAIN"

@@ -22,6 +22,7 @@ STATES = {
     "changed": "changed by somebody since it was installed",
     "not-executable": "not executable, so libvirt does not run it",
     "incomplete": "incomplete: what it runs is missing or changed",
+    "unknown": "cannot be told without root",
 }
 
 

@@ -14,6 +14,7 @@ HOOK_STATES = {
     "changed": "the hook was changed since it was installed, or others than root may write to it",
     "not-executable": "the hook is not executable, so libvirt does not run it",
     "incomplete": "what the hook runs is missing or changed",
+    "unknown": "whether the hook is installed cannot be told without root",
 }
 _INSTALL = "sudo virtpass hook install"
 _BACKUPS = ("~", ".bak", ".orig", ".old", ".save", ".rpmsave", ".rpmnew", ".dpkg-old", ".dpkg-dist", ".swp")
@@ -32,6 +33,8 @@ def _installed(scene: Scene) -> list[Finding]:
     hook = scene.hook
     if hook.works:
         return [passed(f"{hook.path}, {hook.version}")]
+    if hook.state == "unknown":
+        return [Finding(Verdict.UNKNOWN, HOOK_STATES[hook.state])]
     return [Finding(Verdict.FAIL, HOOK_STATES[hook.state], _INSTALL)]
 
 

@@ -39,7 +39,8 @@ class HookStatus:
     Attributes:
         state: ``absent``, ``current``, ``outdated`` (another version of virtpass wrote it), ``changed``
             (somebody edited it, or others than root may), ``not-executable`` (libvirt does not see it) or
-            ``incomplete`` (its payload is missing or differs, or others than root may write to it).
+            ``incomplete`` (its payload is missing or differs, or others than root may write to it);
+            ``unknown`` where this user may not look.
         path: the hook.
         version: the stamp in the installed hook, None when it is absent or has none.
         available: the stamp of the hook that this virtpass would install.
@@ -75,7 +76,8 @@ def hook_status(host: Host) -> HookStatus:
 
 def _state(host: Host, modules: dict[str, bytes], installed: bytes | None, version: str | None) -> str:
     if installed is None:
-        return "absent"
+        # Some distributions keep /etc/libvirt to root.
+        return "unknown" if host.is_hidden(HOOK) else "absent"
     if installed != rendered(modules):
         return "changed" if version in (None, stamp(modules)) else "outdated"
     if not _is_executable(host, HOOK):

@@ -113,7 +113,7 @@ def _next_step(
     if domains is None:
         return "sudo virtpass"
     ours = [one for one in domains if one.is_ours]
-    if not hook.works:
+    if not hook.works and hook.state != "unknown":
         return "sudo virtpass setup" if hook.state == "absent" and not ours else "sudo virtpass hook install"
     if not ours:
         foreign = [one for one in domains if not one.is_active]

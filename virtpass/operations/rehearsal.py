@@ -108,6 +108,8 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
 def _otherwise(host: Host) -> str:
     """Return why a start may not go as rehearsed: libvirt does not call this hook; empty if it does."""
     hook = hook_status(host)
+    if hook.state == "unknown":
+        return HOOK_STATES[hook.state]
     if not hook.works:
         so = "so none of this would happen" if hook.state in _UNCALLED else "so this may go otherwise"
         return f"{HOOK_STATES[hook.state]}, {so}: {_INSTALL}"

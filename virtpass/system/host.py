@@ -405,6 +405,14 @@ class Host:
         except OSError:
             return False
 
+    def is_hidden(self, path: str) -> bool:
+        """Tell whether this user may not even look whether there is anything at ``path``."""
+        try:
+            os.lstat(self._resolved(path, last=False))
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EPERM)
+        return False
+
     def version(self, path: str) -> tuple[int, int] | None:
         """Return what changes whenever a file is made or written anew; None when there is none."""
         try:
