@@ -90,86 +90,82 @@ def users(
     """
     end = time.monotonic() + seconds
     answer = Answer()
-    _go_through(directory, processes, nodes, answer, end, silent=None)
-    left = [one for one in processes if one not in answer.found and one not in silent]
     answer.unseen |= silent & set(processes)
-    _go_through(directory, left, nodes, answer, end, silent=silent)
+    task = _Task(directory, processes, nodes, silent)
+    while not _look(task, answer, end):
+        stage, where = task.stage, max(task.where, 0)
+        if time.monotonic() >= end:
+            if not task.is_whole:
+                which = f"process {stage[where]} takes" if stage else "to look takes"
+                raise OSError(errno.ETIMEDOUT, f"{which} too long")
+            answer.unseen.update(stage[where:])
+            break
+        answer.unseen.add(stage[where])
+        if task.is_whole:
+            silent.add(stage[where])
+        task.stage = stage[where + 1 :]
     answer.unseen -= set(answer.found)
     return answer
 
 
-def _go_through(
-    directory: str,
-    processes: list[str],
-    nodes: list[Node],
-    answer: Answer,
-    end: float,
-    silent: set[str] | None,
-) -> None:
-    """Let children look at processes, one after the other.
+class _Task:
+    """What is to be looked at, of which a child does as much as it can.
 
-    Args:
-        directory: as `users`.
-        processes: as `users`.
-        nodes: as `users`.
-        answer: where it is noted.
-        end: when the time is over.
-        silent: where those are noted that gave no answer; None for a look at paths only.
+    Attributes:
+        directory: where /proc is on this machine.
+        processes: all of them.
+        nodes: what is looked for.
+        silent: those that are not waited for.
+        is_whole: whether more than paths is looked at by now.
+        stage: those that are left of this stage.
+        where: the place in it of the one that is looked at, -1 before the first.
+    """
+
+    def __init__(self, directory: str, processes: list[str], nodes: list[Node], silent: set[str]) -> None:
+        self.directory = directory
+        self.processes = processes
+        self.nodes = nodes
+        self.silent = silent
+        self.is_whole = False
+        self.stage = processes
+        self.where = -1
+
+    def go_on(self, answer: Answer) -> None:
+        """Begin the second stage; the child and who listens to it do so at the same place."""
+        self.is_whole = True
+        self.stage = [one for one in self.processes if one not in answer.found and one not in self.silent]
+        self.where = -1
+
+
+def _look(task: _Task, answer: Answer, end: float) -> bool:
+    """Let a child look; tell whether it came to the end.
 
     Raises:
         OSError: as `users`.
     """
-    left = processes
-    while left:
-        where = _look(directory, left, nodes, answer, end, is_whole=silent is not None)
-        if where == len(left):
-            return
-        if time.monotonic() >= end:
-            if silent is None:
-                raise OSError(errno.ETIMEDOUT, f"process {left[max(where, 0)]} takes too long")
-            answer.unseen.update(left[max(where, 0) :])
-            return
-        answer.unseen.add(left[where])
-        if silent is not None:
-            silent.add(left[where])
-        left = left[where + 1 :]
-
-
-def _look(
-    directory: str, processes: list[str], nodes: list[Node], answer: Answer, end: float, *, is_whole: bool
-) -> int:
-    """Let a child go through processes.
-
-    Returns:
-        the place of the one at which it got no answer, or the time was over (-1 before the first); the number
-        of processes when it went through.
-
-    Raises:
-        OSError: as `users`.
-    """
+    task.where = -1
     reading, writing = child.pipe()
     try:
         try:
-            looking = child.start(lambda: _tell(writing, directory, processes, nodes, is_whole=is_whole))
+            looking = child.start(lambda: _tell(writing, task, answer))
         finally:
             os.close(writing)
         try:
-            return _listen(reading, processes, answer, end)
+            return _listen(reading, task, answer, end)
         finally:
             _end(looking)
     finally:
         os.close(reading)
 
 
-def _listen(reading: int, processes: list[str], answer: Answer, end: float) -> int:
-    """Take in what the child tells, as `_look`."""
+def _listen(reading: int, task: _Task, answer: Answer, end: float) -> bool:
+    """Take in what the child tells; tell whether it came to the end, as `_look`."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
-    current = -1
     pending = b""
     while (seconds := min(PATIENCE, end - time.monotonic())) > 0:
         if not poll.poll(seconds * 1000):
-            if current >= 0:
+            if task.where >= 0:
                 break
             continue
         chunk = os.read(reading, 1 << 16)
@@ -178,21 +174,23 @@ def _listen(reading: int, processes: list[str], answer: Answer, end: float) -> i
         *words, pending = (pending + chunk).split(b" ")
         for word in words:
             if word == b"end":
-                return len(processes)
-            if word == b"next":
-                current += 1
+                return True
+            if word == b"whole":
+                task.go_on(answer)
+            elif word == b"next":
+                task.where += 1
             elif word == b"denied":
-                answer.unseen.add(processes[current])
+                answer.unseen.add(task.stage[task.where])
             elif word.isdigit():
-                answer.found[processes[current]] = int(word)
-    return current
+                answer.found[task.stage[task.where]] = int(word)
+    return False
 
 
-def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node], *, is_whole: bool) -> None:
+def _tell(writing: int, task: _Task, answer: Answer) -> None:
     """Go through processes, and tell of each; runs in the child.
 
     It says ``next`` before each process, the place of a node where the process uses one, ``denied`` where
-    root may not look, ``.`` where it takes long, and ``end``.
+    root may not look, ``.`` where it takes long, ``whole`` when all were asked for paths, and ``end``.
     """
     child.cut_off(NAME, writing)
     count = 0
@@ -203,15 +201,21 @@ def _tell(writing: int, directory: str, processes: list[str], nodes: list[Node],
         if count % _BEAT == 0:
             os.write(writing, b". ")
 
-    base = os.fsencode(directory)
-    wanted = _Wanted(base, [tuple(map(os.fsencode, node)) for node in nodes], beat)
-    for process in processes:
-        os.write(writing, b"next ")
-        which = wanted.used_by(base + b"/" + os.fsencode(process), is_whole=is_whole)
-        if which is not None:
-            os.write(writing, b"%d " % which)
-        elif wanted.was_denied:
-            os.write(writing, b"denied ")
+    base = os.fsencode(task.directory)
+    wanted = _Wanted(base, [tuple(map(os.fsencode, node)) for node in task.nodes], beat)
+    while True:
+        for process in task.stage:
+            os.write(writing, b"next ")
+            which = wanted.used_by(base + b"/" + os.fsencode(process), is_whole=task.is_whole)
+            if which is not None:
+                answer.found[process] = which
+                os.write(writing, b"%d " % which)
+            elif wanted.was_denied:
+                os.write(writing, b"denied ")
+        if task.is_whole:
+            break
+        task.go_on(answer)
+        os.write(writing, b"whole ")
     os.write(writing, b"end ")
 
 
