@@ -29,6 +29,8 @@ PATIENCE = 1.0
 # Descriptors, or lines of a memory map, between two words.
 _BEAT = 512
 _SIGKILL = 9
+# Seconds in which what the child tells is gathered.
+_PAUSE = 0.003
 # Seconds in which a child that was ended is gone, unless it waits in the kernel for what cannot be cut off.
 _GOING = 1.0
 
@@ -168,6 +170,8 @@ def _listen(reading: int, task: _Task, answer: Answer, end: float) -> bool:
             if task.where >= 0:
                 break
             continue
+        # Not woken for each word: on one processor that would cost more than the look.
+        time.sleep(_PAUSE)
         chunk = os.read(reading, 1 << 16)
         if not chunk:
             raise OSError(errno.EPIPE, "the process that looks has ended")
