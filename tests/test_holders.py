@@ -279,10 +279,10 @@ def test_a_stall_hides_nobody(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> 
     holder = begin(f"f = open({FULL!r})")
     opened_by = _Wanted._opened_by
 
-    def stall(self: _Wanted, process: bytes, *, is_whole: bool) -> int | None:
+    def stall(self: _Wanted, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
         if is_whole:
             time.sleep(2)
-        return opened_by(self, process, is_whole=is_whole)
+        return opened_by(self, task, opened, is_whole=is_whole)
 
     monkeypatch.setattr(_Wanted, "_opened_by", stall)
     monkeypatch.setattr(device_users, "PATIENCE", 0.3)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,15 +128,6 @@ def test_bad_input_is_one_line_and_a_status(
     assert words in err
     assert host.calls == []
     assert host.state() == before
-
-
-@pytest.fixture
-def libvirt() -> Iterator[Connection]:
-    """libvirt's own test driver, whose state lasts as long as this connection, with a domain."""
-    pytest.importorskip("libvirt")
-    with Connection.open(TEST_DRIVER) as connection:
-        connection.define(documents.domain(kind="test"), validate=False)
-        yield connection
 
 
 def policy(host: SimulatedHost, capfd: Captured, *arguments: str) -> tuple[int, str, str]:

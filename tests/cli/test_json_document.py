@@ -19,7 +19,6 @@ from tests.cli import test_log, test_preparation
 from tests.cli.test_commands import NOWHERE, ROOT, TEST_DRIVER, Captured, call, overview_at
 from tests.cli.test_device_functions import TYPE
 from tests.cli.test_rehearse import Piped
-from tests.domain import documents
 from tests.host.machine import switch_off
 from tests.host.rows import Programs
 from tests.simulation import AUDIO, CARD, NIC, OTHER, SHARED, SimulatedHost, domain_xml
@@ -38,7 +37,6 @@ from virtpass.host.status import Verdict as HostVerdict
 from virtpass.host.wishes import Wishes
 from virtpass.operations import hand_overs, host_preparation
 from virtpass.pci.isolation import Level
-from virtpass.system.libvirt import Connection
 
 DOCUMENT = Path(ROOT) / "docs" / "json.md"
 PLAIN: dict[str, type | tuple[type, ...]] = {
@@ -160,15 +158,6 @@ class Printed:
 @pytest.fixture
 def printed(host: SimulatedHost, capfd: Captured) -> Printed:
     return Printed(host, capfd)
-
-
-@pytest.fixture
-def libvirt() -> Iterator[Connection]:
-    """libvirt's own test driver with a domain."""
-    pytest.importorskip("libvirt")
-    with Connection.open(TEST_DRIVER) as connection:
-        connection.define(documents.domain(kind="test"), validate=False)
-        yield connection
 
 
 @pytest.fixture

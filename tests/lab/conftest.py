@@ -14,7 +14,7 @@ import pytest
 from . import image
 from .channel import AgentError
 from .disk import BOOT_KINDS, DESKTOP, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
-from .guest import Guest
+from .guest import Guest, nested
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
 
@@ -107,28 +107,19 @@ def installed(kind: Kind, package: Path, processors: int | None = None) -> Itera
 @pytest.fixture
 def guest(bare_machine: Machine) -> Iterator[Guest]:
     """A nested guest without any host device, gone after the test."""
-    guest = Guest(bare_machine)
-    guest.define()
-    yield guest
-    guest.remove()
+    yield from nested(bare_machine)
 
 
 @pytest.fixture
 def desktop_guest(desktop: Machine) -> Iterator[Guest]:
     """The same in the machine with a desktop."""
-    guest = Guest(desktop)
-    guest.define()
-    yield guest
-    guest.remove()
+    yield from nested(desktop)
 
 
 @pytest.fixture
 def small_guest(two_processors: Machine) -> Iterator[Guest]:
     """The same in the machine with two processors."""
-    guest = Guest(two_processors)
-    guest.define()
-    yield guest
-    guest.remove()
+    yield from nested(two_processors)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,6 +7,7 @@ off at the power button, so `virsh shutdown` works. No device is given to it her
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .machine import Machine, Result
@@ -139,3 +140,11 @@ class Guest:
 def draws(picture: Picture) -> bool:
     """Return whether `picture` is what the guest draws."""
     return picture.share(BLUE) > 0.5
+
+
+def nested(machine: Machine) -> Iterator[Guest]:
+    """Yield a guest without any host device; it is gone afterwards."""
+    guest = Guest(machine)
+    guest.define()
+    yield guest
+    guest.remove()

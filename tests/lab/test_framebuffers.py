@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from . import image, topology
-from .guest import Guest, draws
+from .guest import Guest, draws, nested
 from .machine import Machine
 from .progress import say
 from .virtpass import HOOK, UNBIND, covered, journals, live_xml, never_answering, virtpass
@@ -54,10 +54,7 @@ def host(request: pytest.FixtureRequest, package: Path) -> Iterator[Machine]:
 @pytest.fixture
 def guest(host: Machine) -> Iterator[Guest]:
     """A nested guest in it, without any host device."""
-    guest = Guest(host)
-    guest.define()
-    yield guest
-    guest.remove()
+    yield from nested(host)
 
 
 @pytest.fixture

@@ -19,15 +19,12 @@ from virtpass.system.host import Host
 
 # Where libvirt's system daemons, modular or not, keep the process numbers of their domains.
 _PROCESSES = "/run/libvirt/qemu"
-# Fields after the name of the program in /proc/PID/stat: the state, and when the process was started.
-_STATE, _START = 0, 19
-_DEAD = ("Z", "X")
 
 
 def starter(host: Host) -> tuple[int, int] | None:
     """Return process and start time of the daemon that runs this hook; None when that cannot be read."""
     parent = os.getppid()
-    started = _started(host, parent)
+    started = host.started(parent)
     return None if started is None else (parent, started)
 
 
@@ -70,17 +67,8 @@ def _has_process(host: Host, journal: Journal) -> bool:
         return False
     text = host.read(path) or ""
     # What cannot be read counts as a process; so does another one that has the number by now.
-    return not text.isdigit() or _started(host, int(text)) is not None
+    return not text.isdigit() or host.started(int(text)) is not None
 
 
 def _lives(host: Host, process: int, started: int) -> bool:
-    return _started(host, process) == started
-
-
-def _started(host: Host, process: int) -> int | None:
-    """Return when a process was started, in ticks since the boot; None when it does not live."""
-    _, _, rest = (host.read(f"/proc/{process}/stat") or "").rpartition(")")
-    fields = rest.split()
-    if len(fields) <= _START or fields[_STATE] in _DEAD or not fields[_START].isdigit():
-        return None
-    return int(fields[_START])
+    return host.started(process) == started

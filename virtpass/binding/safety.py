@@ -8,7 +8,7 @@ from virtpass.binding.journal import journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
-from virtpass.pci.usage import claimed_disk, used_by_host
+from virtpass.pci.usage import claimed_disk, mediated_of, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
@@ -72,7 +72,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
         if count := sysfs.virtual_functions(host, address):
             what = f"{address} has {count} virtual functions, which would vanish from whoever uses them"
             raise RefusedError("virtual-functions", what, f"virtpass device functions {address} 0")
-        if made := sysfs.mediated_of(host, address):
+        if made := mediated_of(host, address):
             what = f"{address} has mediated devices, which would vanish from whoever uses them: {made[0]}"
             raise RefusedError("mediated-devices", what, f"virtpass mdev remove {made[0]}")
         if sysfs.driver(host, address) == sysfs.NVIDIA and not hands_over:

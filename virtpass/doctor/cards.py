@@ -5,10 +5,9 @@ from dataclasses import replace
 from virtpass.binding import framebuffers
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
-from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device
-from virtpass.pci.isolation import Level, Reason, judge
+from virtpass.pci.isolation import Level, Reason, judge, must_go_along
 from virtpass.pci.sysfs import device_path
 from virtpass.system.errors import RefusedError
 
@@ -64,25 +63,10 @@ def _isolated(scene: Scene, card: Device) -> Finding:
         return Finding(Verdict.FAIL, "; ".join(texts), "another slot, or another firmware", about)
     if any(reason.level is Level.BLOCKED for reason in reasons):
         return Finding(Verdict.FAIL, "; ".join(texts), "put the card into another slot", about)
-    others = " ".join(map(str, _companions(scene, functions, going)))
+    along = dict.fromkeys(member for one in functions for member in must_go_along(scene.inventory, one))
+    others = " ".join(str(member) for member in along if member not in going)
     fix = f"virtpass domain attach DOMAIN {about} {others} # or put the card into another slot"
     return Finding(Verdict.FAIL, "; ".join(texts), fix, about)
-
-
-def _companions(
-    scene: Scene, functions: tuple[PciAddress, ...], going: frozenset[PciAddress]
-) -> list[PciAddress]:
-    """Return the devices that have to go along with a card, and do not yet."""
-    devices = scene.inventory.devices
-    groups = dict.fromkeys(group for one in functions if (group := devices[one].group) is not None)
-    return [
-        member
-        for group in groups
-        for member in scene.inventory.groups[group]
-        if member not in going
-        and not devices[member].is_bridge
-        and sysfs.blocks_its_group(scene.host, member)
-    ]
 
 
 def _display(scene: Scene) -> list[Finding]:

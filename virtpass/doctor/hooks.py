@@ -16,7 +16,7 @@ HOOK_STATES = {
     "incomplete": "what the hook runs is missing or changed",
     "unknown": "whether the hook is installed cannot be told without root",
 }
-_INSTALL = "sudo virtpass hook install"
+INSTALL = "sudo virtpass hook install"
 _BACKUPS = ("~", ".bak", ".orig", ".old", ".save", ".rpmsave", ".rpmnew", ".dpkg-old", ".dpkg-dist", ".swp")
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"
 _PROFILES = {
@@ -35,7 +35,7 @@ def _installed(scene: Scene) -> list[Finding]:
         return [passed(f"{hook.path}, {hook.version}")]
     if hook.state == "unknown":
         return [Finding(Verdict.UNKNOWN, HOOK_STATES[hook.state])]
-    return [Finding(Verdict.FAIL, HOOK_STATES[hook.state], _INSTALL)]
+    return [Finding(Verdict.FAIL, HOOK_STATES[hook.state], INSTALL)]
 
 
 def _known(scene: Scene) -> list[Finding]:

@@ -15,13 +15,13 @@ from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.mediated import (
-    DEVICES,
     MediatedDevice,
     MediatedType,
     mediated_devices,
     mediated_types,
     parents,
 )
+from virtpass.pci.usage import MEDIATED
 from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError
 from virtpass.system.host import Host
 from virtpass.system.libvirt import SYSTEM, Connection
@@ -156,7 +156,7 @@ def plan_remove(host: Host, text: str, ask_users: Users) -> MediatedPlan:
     _refuse_open(host, device)
     if device.parent is not None:
         engine.refuse_stuck(host, device.parent)
-    return MediatedPlan(device.uuid, device.parent, f"{DEVICES}/{device.uuid}/remove", "1", made=False)
+    return MediatedPlan(device.uuid, device.parent, f"{MEDIATED}/{device.uuid}/remove", "1", made=False)
 
 
 def create(host: Host, parent: PciAddress, type_name: str, wanted: str | None = None) -> MediatedPlan:
@@ -266,6 +266,6 @@ def _write(host: Host, plan: MediatedPlan) -> None:
         raise FailedError("stuck", f"{made} does not come back from the driver", "reboot the host") from error
     except OSError as error:
         raise FailedError("kernel-refused", f"{made}: {error.strerror}", "look at the kernel log") from error
-    if host.exists(f"{DEVICES}/{plan.uuid}") is not plan.made:
+    if host.exists(f"{MEDIATED}/{plan.uuid}") is not plan.made:
         there = "not there" if plan.made else "still there"
         raise FailedError("mediated-device", f"{made}: it is {there} afterwards", "look at the kernel log")

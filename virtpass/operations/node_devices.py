@@ -82,7 +82,8 @@ def reattach(connection: Connection, host: Host, addresses: Collection[PciAddres
         moving = [one for one in leaving_order(addresses)[::-1] if not _is_home(host, one)]
         for address in moving:
             safety.refuse_open_group(host, address)
-        if problems := _bring_back(connection, host, moving):
+        tried = [_problem_of_return(connection, host, address) for address in moving]
+        if problems := [problem for problem in tried if problem is not None]:
             if len(problems) == 1:
                 raise problems[0]
             what = "; ".join(problem.what for problem in problems)
@@ -119,13 +120,9 @@ def _put_back(connection: Connection, host: Host, before: dict[PciAddress, str |
     for address, driver in reversed(before.items()):
         if sysfs.driver(host, address) == driver:
             continue
-        try:
-            connection.reattach_node_device(address)
-            _prove(host, address, is_detached=False)
-        except VirtpassError as error:
-            problems.append(error.what)
-            continue
-        if (bound := sysfs.driver(host, address)) != driver:
+        if (problem := _problem_of_return(connection, host, address)) is not None:
+            problems.append(problem.what)
+        elif (bound := sysfs.driver(host, address)) != driver:
             problems.append(
                 f"{address} is bound to {bound or 'no driver'} now, and was bound to {driver or 'none'}"
             )
@@ -141,18 +138,14 @@ def _cause(error: BaseException) -> VirtpassError:
     return FailedError("fault", f"{type(error).__name__}: {error}")
 
 
-def _bring_back(connection: Connection, host: Host, addresses: list[PciAddress]) -> list[VirtpassError]:
-    """Give each device back to its host driver; return what went wrong."""
-    problems: list[VirtpassError] = []
-    for address in addresses:
-        if _is_home(host, address):
-            continue
-        try:
-            connection.reattach_node_device(address)
-            _prove(host, address, is_detached=False)
-        except VirtpassError as error:
-            problems.append(error)
-    return problems
+def _problem_of_return(connection: Connection, host: Host, address: PciAddress) -> VirtpassError | None:
+    """Give a device back to a driver of the host; return what went wrong, None for nothing."""
+    try:
+        connection.reattach_node_device(address)
+        _prove(host, address, is_detached=False)
+    except VirtpassError as error:
+        return error
+    return None
 
 
 def _is_home(host: Host, address: PciAddress) -> bool:

@@ -20,7 +20,7 @@ from virtpass.binding import (
 )
 from virtpass.binding.functions import Making
 from virtpass.binding.journal import Home, Journal, is_uuid, read_journal
-from virtpass.doctor.hooks import HOOK_STATES
+from virtpass.doctor.hooks import HOOK_STATES, INSTALL
 from virtpass.doctor.scene import Outside
 from virtpass.hook.checks import Checked, check
 from virtpass.hook.install import HOOK, hook_status
@@ -33,7 +33,6 @@ from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.recorded import RecordedHost
 
-_INSTALL = "sudo virtpass hook install"
 # With these libvirt calls no hook of ours at all.
 _UNCALLED = ("absent", "not-executable")
 
@@ -112,7 +111,7 @@ def _otherwise(host: Host) -> str:
         return HOOK_STATES[hook.state]
     if not hook.works:
         so = "so none of this would happen" if hook.state in _UNCALLED else "so this may go otherwise"
-        return f"{HOOK_STATES[hook.state]}, {so}: {_INSTALL}"
+        return f"{HOOK_STATES[hook.state]}, {so}: {INSTALL}"
     daemon = _daemon(host)
     if daemon.misses_hook:
         return (

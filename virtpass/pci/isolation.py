@@ -6,6 +6,7 @@ from enum import Enum
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device, Inventory
+from virtpass.pci.usage import mediated_of
 
 
 class Level(Enum):
@@ -115,7 +116,7 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     if count := sysfs.virtual_functions(inventory.host, device.address):
         text = f"it has {count} virtual functions, which would vanish"
         reasons.append(Reason("virtual-functions", text, Level.BLOCKED))
-    if sysfs.mediated_of(inventory.host, device.address):
+    if mediated_of(inventory.host, device.address):
         reasons.append(
             Reason("mediated-devices", "it has mediated devices, which would vanish", Level.BLOCKED)
         )

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.pci.usage import controller
+from virtpass.pci.usage import MEDIATED, controller
 from virtpass.system.host import Host
 
-DEVICES = "/sys/bus/mdev/devices"
 _TYPES = "mdev_supported_types"
 
 
@@ -68,8 +67,8 @@ def parents(host: Host) -> list[PciAddress]:
 def mediated_devices(host: Host) -> list[MediatedDevice]:
     """Return all mediated devices of the host, by UUID."""
     found = []
-    for uuid in host.names(DEVICES):
-        path = f"{DEVICES}/{uuid}"
+    for uuid in host.names(MEDIATED):
+        path = f"{MEDIATED}/{uuid}"
         group = host.link_name(f"{path}/iommu_group") or ""
         found.append(
             MediatedDevice(

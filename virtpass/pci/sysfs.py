@@ -160,20 +160,6 @@ def virtual_functions(host: Host, address: PciAddress) -> int:
     return sum(name.startswith("virtfn") for name in host.names(device_path(address)))
 
 
-def mediated_of(host: Host, address: PciAddress) -> list[str]:
-    """Return the UUIDs of the mediated devices that a device has now.
-
-    They vanish when its driver is unbound, which waits for whoever has one of them open
-    (vfio_unregister_group_dev in the kernel's drivers/vfio/vfio_main.c).
-    """
-    directory = "/sys/bus/mdev/devices"
-    return [
-        name
-        for name in host.names(directory)
-        if parsed(host.real_path(f"{directory}/{name}").split("/"))[-1:] == [address]
-    ]
-
-
 def interrupts_are_safe(host: Host) -> bool:
     """Tell whether VFIO finds interrupts remapped, or was told to go without."""
     allowed = host.read("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")

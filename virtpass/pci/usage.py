@@ -7,6 +7,8 @@ from virtpass.pci.address import PciAddress
 from virtpass.pci.sysfs import parsed
 from virtpass.system.host import Host
 
+MEDIATED = "/sys/bus/mdev/devices"
+
 _KEY_WORD_BITS = 64
 # The keys that udev asks for too before it calls an input device a keyboard: bits 1 to 31 of the key map.
 _KEYBOARD_KEYS = 0xFFFFFFFE
@@ -30,6 +32,16 @@ def controller(path: str) -> PciAddress | None:
     """Return the PCI device nearest to a device path such as /sys/devices/pci0000:00/0000:00:04.0/virtio1."""
     found = parsed(path.split("/"))
     return found[-1] if found else None
+
+
+def mediated_of(host: Host, address: PciAddress) -> list[str]:
+    """Return the UUIDs of the mediated devices that a device has now.
+
+    They vanish when its driver is unbound, which waits for whoever has one of them open
+    (vfio_unregister_group_dev in the kernel's drivers/vfio/vfio_main.c).
+    """
+    uuids = host.names(MEDIATED)
+    return [one for one in uuids if controller(host.real_path(f"{MEDIATED}/{one}")) == address]
 
 
 def _storage(host: Host) -> list[tuple[PciAddress, str]]:

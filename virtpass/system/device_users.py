@@ -28,11 +28,8 @@ NAME = "virtpass-look"
 PATIENCE = 1.0
 # Descriptors, or lines of a memory map, between two words.
 _BEAT = 512
-_SIGKILL = 9
 # Seconds in which what the child tells is gathered.
 _PAUSE = 0.003
-# Seconds in which a child that was ended is gone, unless it waits in the kernel for what cannot be cut off.
-_GOING = 1.0
 
 # File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. None of their
 # files is the node of a device of this machine.
@@ -155,7 +152,7 @@ def _look(task: _Task, answer: Answer, end: float) -> bool:
         try:
             return _listen(reading, task, answer, end)
         finally:
-            _end(looking)
+            waiting.end_child(looking)
     finally:
         os.close(reading)
 
@@ -223,17 +220,6 @@ def _tell(writing: int, task: _Task, answer: Answer) -> None:
     os.write(writing, b"end ")
 
 
-def _end(process: int) -> None:
-    """End a child, and see it go; one that the kernel keeps is left behind."""
-    try:
-        # Not killed before it is known to be there: its number might be that of another process.
-        if os.waitpid(process, os.WNOHANG)[0] == 0:
-            os.kill(process, _SIGKILL)
-            waiting.wait_for_child(process, _GOING)
-    except OSError:
-        pass  # it has gone, and nobody keeps its status
-
-
 class _Wanted:
     """The nodes that are looked for, and the mounts of this machine on which nobody is asked what a file is.
 
@@ -266,20 +252,22 @@ class _Wanted:
             is_whole: whether more counts than what is open under the path of a node.
         """
         self.was_denied = False
-        which = self._opened_by(process, is_whole=is_whole)
-        if which is None and is_whole:
-            which = self._mapped_by(process)
-        if which is not None:
+        opened = self._names(process + b"/fd")
+        which = self._used_by(process, opened, is_whole=is_whole)
+        if which is not None or opened:
             return which
         # Where the first thread has ended, the files are those of the others.
         threads = self._names(process + b"/task")
-        for thread in threads if len(threads) > 1 and not self._names(process + b"/fd") else ():
-            which = self._opened_by(process + b"/task/" + thread, is_whole=is_whole)
-            if which is None and is_whole:
-                which = self._mapped_by(process + b"/task/" + thread)
+        for thread in threads if len(threads) > 1 else ():
+            path = process + b"/task/" + thread
+            which = self._used_by(path, self._names(path + b"/fd"), is_whole=is_whole)
             if which is not None:
                 return which
         return None
+
+    def _used_by(self, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
+        which = self._opened_by(task, opened, is_whole=is_whole)
+        return self._mapped_by(task) if which is None and is_whole else which
 
     def _names(self, path: bytes) -> list[bytes]:
         try:
@@ -293,13 +281,13 @@ class _Wanted:
         if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR) and os.geteuid() == 0:
             self.was_denied = True
 
-    def _opened_by(self, process: bytes, *, is_whole: bool) -> int | None:
+    def _opened_by(self, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
         others = []
         # Elsewhere, mounts of the user's own may hide what is open beneath them.
-        has_our_mounts = bool(self._remote) and _link(process + b"/ns/mnt") == self._namespace
-        for name in self._names(process + b"/fd"):
+        has_our_mounts = is_whole and bool(self._remote) and _link(task + b"/ns/mnt") == self._namespace
+        for name in opened:
             self._beat()
-            path = b"%s/fd/%s" % (process, name)
+            path = b"%s/fd/%s" % (task, name)
             try:
                 target = os.readlink(path)
             except OSError as error:
@@ -310,9 +298,9 @@ class _Wanted:
                 if which is not None:
                     return which
             # Sockets, pipes and the like have no path.
-            elif target.startswith(b"/") and not (has_our_mounts and self._is_remote(target)):
+            elif is_whole and target.startswith(b"/") and not (has_our_mounts and self._is_remote(target)):
                 others.append(path)
-        for path in others if is_whole else ():
+        for path in others:
             self._beat()
             which = self._numbers.get(_number(path))
             if which is not None:

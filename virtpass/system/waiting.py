@@ -146,6 +146,17 @@ def wait_for_child(process: int, seconds: float) -> int | None:
         time.sleep(min(left, OFTEN))
 
 
+def end_child(process: int) -> None:
+    """End a child of this process unless it has ended; one that the kernel keeps is left behind."""
+    try:
+        # Not killed before it is known to be there: its number might be that of another process.
+        if os.waitpid(process, os.WNOHANG)[0] == 0:
+            os.kill(process, _SIGKILL)
+            wait_for_child(process, _GOING)
+    except OSError:
+        pass  # it has ended, and nobody keeps its status
+
+
 def lock(descriptor: int, seconds: float) -> bool:
     """Take an exclusive lock on an open file (``flock``).
 
@@ -195,24 +206,13 @@ def _wait_in_a_child(descriptor: int, seconds: float) -> None:
         pass  # there can be no child
     finally:
         if process:
-            _end(process)
+            end_child(process)
 
 
 def _take(descriptor: int) -> None:
     """Take a lock, however long it takes; for a child."""
     child.cut_off(_NAME, descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _end(process: int) -> None:
-    """End a child, unless it has ended."""
-    try:
-        # Not killed before it is known to be there: its number might be that of another process.
-        if os.waitpid(process, os.WNOHANG)[0] == 0:
-            os.kill(process, _SIGKILL)
-            wait_for_child(process, _GOING)
-    except OSError:
-        pass  # it has ended, and nobody keeps its status
 
 
 def _wait_for(descriptor: int, seconds: float) -> bool:
