@@ -5,7 +5,8 @@ SYSTEM_PYTHON := $(or $(wildcard /usr/bin/python3),python3)
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 # Two at a time, each file by one of them: a machine of the lab keeps one core busy.
-PARALLEL := -n 2 --dist loadfile
+# In the order of tests/conftest.py, not with the file first that has most tests.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 BOOTSTRAP := $(SYSTEM_PYTHON) -I tests/bootstrap.py
 
 .DEFAULT_GOAL := help
@@ -32,7 +33,7 @@ demo: packages environment deb  ## Watch a GPU go to a VM and come back, in a vi
 	$(PYTHON) -m tests.lab.demo
 
 test: packages environment deb image  ## Run all tests: the fast ones, then the lab
-	$(PYTEST) $(PARALLEL) tests
+	$(PYTEST) $(PARALLEL) --durations=25 --durations-min=20 tests
 
 test-fast: packages environment  ## Run the tests that need no virtual machine
 	$(PYTEST) $(PARALLEL) -m 'not lab and not slow' tests

@@ -331,6 +331,11 @@ class Machine:
                 raise AssertionError(f"not within {timeout:.0f} s: {what}")
             time.sleep(0.3)
 
+    def daemon(self) -> str:
+        """Return the process number of libvirt's daemon, which may have a child that is called as it is."""
+        self.run(LIBVIRT).check()
+        return self.run(["systemctl", "show", "-P", "MainPID", "libvirtd.service"]).check().text.strip()
+
     # PCI
 
     def pci(self) -> dict[str, PciFunction]:

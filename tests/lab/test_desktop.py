@@ -118,7 +118,7 @@ def before(desktop: Machine, session: Session) -> Iterator[tuple[object, str]]:
 
 def is_confined(machine: Machine) -> bool:
     """Return whether AppArmor confines the daemon, which starts the hook."""
-    (daemon,) = machine.run(["pidof", "libvirtd"]).check().text.split()
+    daemon = machine.daemon()
     return machine.get(f"/proc/{daemon}/attr/current").decode().strip() == "libvirtd (enforce)"
 
 

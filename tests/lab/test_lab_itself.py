@@ -45,7 +45,7 @@ def test_twins_have_the_same_ids(bare_machine: Machine) -> None:
 def test_libvirtd_is_confined(bare_machine: Machine) -> None:
     profiles = bare_machine.get("/sys/kernel/security/apparmor/profiles").decode()
     assert "libvirtd (enforce)" in profiles
-    (daemon,) = bare_machine.run(["pidof", "libvirtd"]).check().text.split()
+    daemon = bare_machine.daemon()
     assert bare_machine.get(f"/proc/{daemon}/attr/current").decode().strip() == "libvirtd (enforce)"
 
 

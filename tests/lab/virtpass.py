@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from .machine import Machine, Result
 HOOK = "/etc/libvirt/hooks/qemu.d/50-virtpass"
 JOURNALS = "/run/virtpass/lent"
 UNBIND = "/sys/bus/pci/drivers/{driver}/unbind"
+# As virtpass.cli.progress writes it where there is no terminal.
+WAITING = re.compile(r".+ \(at most [^)]+\)")
 
 
 def virtpass(machine: Machine, *arguments: str, stdin: bytes = b"") -> Result:
@@ -22,6 +25,11 @@ def virtpass(machine: Machine, *arguments: str, stdin: bytes = b"") -> Result:
 def read_json(machine: Machine, *arguments: str) -> Any:  # noqa: ANN401 (what JSON holds)
     """Run a reading command and return what it printed, parsed."""
     return json.loads(virtpass(machine, *arguments, "--json").check().text)
+
+
+def told(result: Result) -> list[str]:
+    """Return the lines on standard error, without those of progress: a slow machine has more of them."""
+    return [line for line in result.error_text.splitlines() if not WAITING.fullmatch(line)]
 
 
 def journals(machine: Machine) -> list[str]:
