@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -390,19 +390,20 @@ MOUNTS = (
 
 
 def wanted(directory: Path, mounts: bytes) -> _Wanted:
-    (directory / "self" / "ns").mkdir(parents=True)
+    (directory / "self").mkdir()
     (directory / "self" / "mountinfo").write_bytes(mounts)
-    os.symlink("mnt:[1]", directory / "self" / "ns" / "mnt")
     return _Wanted(os.fsencode(directory), [(b"c1:7", b"-", b"/dev/full")], lambda: None)
 
 
-def a_process(directory: Path, number: int, *links: str, mounts: str = "mnt:[1]") -> bytes:
+def a_process(directory: Path, number: int, *links: str, mounts: Sequence[int] = ()) -> bytes:
+    """Make up a process that has files open, of mounts with these ids."""
     path = directory / str(number)
-    (path / "ns").mkdir(parents=True)
-    (path / "fd").mkdir()
-    os.symlink(mounts, path / "ns" / "mnt")
+    (path / "fd").mkdir(parents=True)
+    (path / "fdinfo").mkdir()
     for which, link in enumerate(links):
         os.symlink(link, path / "fd" / str(which))
+    for which, mount in enumerate(mounts):
+        (path / "fdinfo" / str(which)).write_text(f"pos:\t0\nflags:\t02\nmnt_id:\t{mount}\nino:\t9\n")
     return os.fsencode(path)
 
 
@@ -421,22 +422,40 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_files_of_servers_are_not_asked(tmp_path: Path, asked: list[str]) -> None:
     """One that is gone would answer nobody, and hide what else the process has open."""
-    remote = ("/mnt/a b/x", "/run/user/1000/doc/by-app (deleted)")
-    local = ("/home/x", "/mnt/a b/node", "/srv", "/run/user/1000/doc2")
+    remote = {"/mnt/a b/x": 30, "/run/user/1000/doc/by-app (deleted)": 31, "/srv/x": 34}
+    local = {"/home/x": 22, "/mnt/a b/node": 32, "/srv": 33, "/run/user/1000/doc2": 22}
     links = (*remote, *local, "socket:[7]", "anon_inode:[eventfd]")
-    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links)) is None
+    process = a_process(tmp_path, 7, *links, mounts=[*remote.values(), *local.values()])
+    assert wanted(tmp_path, MOUNTS).used_by(process) is None
     assert sorted(asked) == sorted(local)
 
 
-def test_in_mounts_of_others_all_files_are_asked(tmp_path: Path, asked: list[str]) -> None:
-    links = ("/mnt/a b/x", "/home/x", "socket:[7]")
-    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links, mounts="mnt:[2]")) is None
+@pytest.mark.parametrize("mounts", [(99, 99), ()])
+def test_in_mounts_of_others_all_files_are_asked(
+    tmp_path: Path, asked: list[str], mounts: Sequence[int]
+) -> None:
+    process = a_process(tmp_path, 7, "/mnt/a b/x", "/home/x", "socket:[7]", mounts=mounts)
+    assert wanted(tmp_path, MOUNTS).used_by(process) is None
     assert sorted(asked) == ["/home/x", "/mnt/a b/x"]
+
+
+def test_a_node_from_a_mount_that_is_called_like_one_of_a_server_is_found(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened in mounts of somebody's own, and held by a process that has none."""
+    (tmp_path / "node").touch()
+    other = in_own_mounts(begin, f"mount --bind {FULL} {tmp_path}/node", "pass")
+    holder = begin(f"f = open('/proc/{other}/root{tmp_path}/node')")
+    assert os.readlink(f"/proc/{holder}/fd/3") == f"{tmp_path}/node"
+    mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    kinds = frozenset(line.partition(b" - ")[2].split()[0] for line in mounts)
+    monkeypatch.setattr(device_users, "_REMOTE", kinds)
+    assert using(holder) == {holder: FULL}
 
 
 def test_what_is_called_like_a_node_is_asked_first(tmp_path: Path, asked: list[str]) -> None:
     links = ("/home/a", "/home/b", "/dev/full", "/home/c")
-    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links, mounts="mnt:[2]")) == 0
+    assert wanted(tmp_path, MOUNTS).used_by(a_process(tmp_path, 7, *links)) == 0
     assert asked == ["/dev/full"]
 
 
@@ -466,8 +485,9 @@ def test_mappings_of_servers_are_not_asked(tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_file_servers_nothing_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_bytes(MOUNTS.splitlines(keepends=True)[0])
-    assert _remote_mounts(os.fsencode(tmp_path / "mountinfo")) == ({}, frozenset())
-    assert _remote_mounts(os.fsencode(tmp_path / "none")) == ({}, frozenset())
+    nothing: tuple[object, ...] = (set(), set(), set())
+    assert _remote_mounts(os.fsencode(tmp_path / "mountinfo")) == nothing
+    assert _remote_mounts(os.fsencode(tmp_path / "none")) == nothing
 
 
 words = st.text("0123456789abcdef:- \n/", max_size=9).map(str.encode)

@@ -406,6 +406,12 @@ def test_a_domain_that_is_not_looked_after_says_so_in_the_data(
     assert err == "next: virtpass domain adopt guest\n"
 
 
+@pytest.mark.parametrize("group", ["", "device", "domain", "hook", "host", "mdev"])
+def test_help_cuts_no_sentence_off(host: SimulatedHost, capfd: Captured, group: str) -> None:
+    for line in call(host, capfd, *group.split(), "--help")[1].partition("Commands:")[2].splitlines():
+        assert not line.endswith("..."), line
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,7 +1,9 @@
 """The hook as a whole on a simulated host: what it says, what it leaves."""
 
 import os
+import shlex
 import shutil
+from xml.sax.saxutils import escape
 
 import pytest
 
@@ -103,14 +105,17 @@ def test_what_was_lent_before_comes_back_in_such_a_boot_too(host: SimulatedHost)
     assert host.state() == before
 
 
-def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured) -> None:
+@pytest.mark.parametrize("name", ["guest", "win11-b_1.0", "it's mine", "späte", "a b"])
+def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured, name: str) -> None:
     metadata = (
         "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:device address='0000:02:00.0' "
         "vendor='0x10de' "
         "device='0x1b80' subsystem-vendor='0x1462' subsystem-device='0x3362'/></v:passthrough>"
     )
-    line = refused(host, capfd, domain_xml(NIC, metadata=metadata))
+    line = refused(host, capfd, domain_xml(NIC, metadata=metadata, name=escape(name)))
     assert "0000:02:00.0 is 8086:10d3 (8086:0000) now, not 10de:1b80 (1462:3362)" in line
+    # As it stands there it can be given to a shell.
+    assert shlex.split(line.partition("or run ")[2])[:4] == ["virtpass", "domain", "adopt", name]
 
 
 def test_a_policy_that_this_version_does_not_know(host: SimulatedHost, capfd: Captured) -> None:

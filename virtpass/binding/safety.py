@@ -143,8 +143,14 @@ def refuse_shared_group(host: Host, addresses: list[PciAddress]) -> None:
             )
 
 
-def refuse_other_device(host: Host, address: PciAddress, recorded: Identity) -> None:
+def refuse_other_device(host: Host, address: PciAddress, recorded: Identity, domain: str) -> None:
     """Refuse a device that is not the one that was attached: addresses move when cards are added.
+
+    Args:
+        host: the host.
+        address: the device.
+        recorded: what was there when it was attached.
+        domain: the name of the domain that it was attached to.
 
     Raises:
         RefusedError: another device is at the address now.
@@ -154,8 +160,14 @@ def refuse_other_device(host: Host, address: PciAddress, recorded: Identity) -> 
         raise RefusedError(
             "other-device",
             f"{address} is {seen} now, not {recorded} as when it was attached",
-            "attach the device at its new address, or run virtpass domain adopt",
+            f"attach the device at its new address, or run virtpass domain adopt {_word(domain)}",
         )
+
+
+def _word(name: str) -> str:
+    """Return a domain's name as one word for a shell; shlex would make the hook import re."""
+    is_plain = name.isascii() and name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    return name if is_plain else "'{}'".format(name.replace("'", "'\"'\"'"))
 
 
 def refuse_switched_off(host: Host) -> None:

@@ -106,7 +106,7 @@ def _status(arguments: list[str] | None, host: Host) -> int:
         complain("interrupted")
         return _INTERRUPTED
     except OSError as error:
-        if not is_output_lost():
+        if not is_output_lost(error):
             raise
         complain(f"the output cannot be written: {error.strerror}; free some space, or write elsewhere")
         return EXIT_FAILED

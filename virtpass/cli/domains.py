@@ -8,6 +8,7 @@ import click
 
 from virtpass.binding.policy import DEFAULT_POLICY, WAIT, Policy, known_policy
 from virtpass.cli import options
+from virtpass.cli.groups import Group
 from virtpass.cli.output import joined, note, say, say_fact, say_facts, say_json
 from virtpass.domain.plan import DomainPlan
 from virtpass.domain.policy import meaning, parse_settings, unlike
@@ -26,7 +27,7 @@ _addresses = click.argument("addresses", metavar="ADDRESS...", type=options.ADDR
 _single = click.option("--single", is_flag=True, help="Only the functions named, not the whole card.")
 
 
-@click.group()
+@click.group(cls=Group)
 def domain() -> None:
     """Which domain has which device, and how it gets it: attach, detach, adopt, show, policy."""
 

@@ -9,6 +9,9 @@ import click
 
 from virtpass.cli.output import be_plain
 
+# Characters of a sentence in a list of commands; none is longer.
+_WHOLE = 1000
+
 
 def _set_plain(_context: click.Context, _parameter: click.Parameter, is_wanted: bool) -> None:
     if is_wanted:
@@ -36,6 +39,21 @@ def with_plain(command: click.Command) -> click.Command:
     return command
 
 
+class Group(click.Group):
+    """A group whose help says what each command does without cutting a sentence off."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, command.get_short_help_str(_WHOLE))
+            for name, command in commands
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 def group_of(places: dict[str, str]) -> type[click.Group]:
     """Return the class of a group.
 
@@ -43,7 +61,7 @@ def group_of(places: dict[str, str]) -> type[click.Group]:
         places: where each of its commands is, as ``module:name``, in the order of the list in its help.
     """
 
-    class Group(click.Group):
+    class Lazy(Group):
         def list_commands(self, ctx: click.Context) -> list[str]:
             return list(places)
 
@@ -54,4 +72,4 @@ def group_of(places: dict[str, str]) -> type[click.Group]:
             command: click.Command = getattr(importlib.import_module(module), name)
             return with_plain(command)
 
-    return Group
+    return Lazy

@@ -6,6 +6,7 @@ import sys
 import click
 
 from virtpass.cli import options
+from virtpass.cli.groups import Group
 from virtpass.cli.output import is_plain, note, say, say_fact, say_facts, say_json
 from virtpass.hook.install import HookStatus
 from virtpass.hook.request import MAX_XML
@@ -26,7 +27,7 @@ STATES = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def hook() -> None:
     """The hook that libvirt runs at every start and stop of a domain."""
 
@@ -115,7 +116,7 @@ def _xml(host: Host, domain: str, uri: str) -> str:
     from virtpass.system.recorded_libvirt import connect
 
     with connect(host, uri) as connection:
-        return connection.domain(domain).inactive_xml()
+        return connection.domain(domain).shown_xml()
 
 
 def rehearsal_json(found: Rehearsal) -> dict[str, object]:

@@ -4,6 +4,7 @@ import click
 
 from virtpass.cli import options
 from virtpass.cli.devices import type_json
+from virtpass.cli.groups import Group
 from virtpass.cli.output import note, say, say_json, say_table
 from virtpass.operations import mediated_devices as operation
 from virtpass.operations.mediated_devices import MediatedPlan, TypeReport
@@ -11,7 +12,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.host import Host
 
 
-@click.group()
+@click.group(cls=Group)
 def mdev() -> None:
     """Mediated devices, such as vGPUs: the types that devices offer, and what is made of them.
 

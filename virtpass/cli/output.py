@@ -62,10 +62,14 @@ def be_plain() -> None:
         progress.is_live = False
 
 
-def is_output_lost() -> bool:
-    """Tell whether standard output takes nothing any more; if so, what it has not taken is dropped."""
+class OutputClosed(OSError):
+    """Standard output was closed before the command began."""
+
+
+def is_output_lost(error: OSError) -> bool:
+    """Tell whether an error is that of an output which takes nothing; what it has not taken is dropped."""
     if sys.stdout is None:
-        return True
+        return isinstance(error, OutputClosed)
     try:
         sys.stdout.flush()
     except OSError:
@@ -258,7 +262,7 @@ def _write(text: str, *, is_data: bool) -> None:
             click.echo(text, err=True, color=_colours(sys.stdout))
         return
     if sys.stdout is None:
-        raise OSError(errno.EBADF, "it is closed")
+        raise OutputClosed(errno.EBADF, "it is closed")
     click.echo(text, color=_colours(sys.stdout))
 
 

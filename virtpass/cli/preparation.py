@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from virtpass.cli import options
+from virtpass.cli.groups import Group
 from virtpass.cli.output import agree, note, say, say_fact, say_facts, say_json
 from virtpass.host.boot import Note, Severity
 from virtpass.host.facts import HostFacts
@@ -34,7 +35,7 @@ _VERDICT_COLOURS = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def host() -> None:
     """Prepare the host: kernel arguments, modprobe, initramfs, boot menu; and take it all back."""
 

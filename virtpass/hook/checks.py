@@ -71,7 +71,7 @@ def check(
         safety.refuse_unassignable(host, address)
     for address, recorded in request.identities.items():
         if address in request.devices:
-            safety.refuse_other_device(host, address, recorded)
+            safety.refuse_other_device(host, address, recorded, request.name)
     if loads:
         engine.load_vfio(host)
     checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))

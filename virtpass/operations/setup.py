@@ -256,7 +256,7 @@ def check_start(connection: Connection, host: Host, name: str) -> Rehearsal:
     Raises:
         VirtpassError: the domain is gone, or virtpass does not look after it.
     """
-    return rehearse(host, connection.domain(name).inactive_xml())
+    return rehearse(host, connection.domain(name).shown_xml())
 
 
 def pending(host: Host) -> Pending | None:

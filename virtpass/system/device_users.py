@@ -28,6 +28,8 @@ NAME = "virtpass-look"
 PATIENCE = 1.0
 # Descriptors, or lines of a memory map, between two words.
 _BEAT = 512
+# Bytes of an `fdinfo` that are read: what is looked for is in the first lines, which the kernel writes.
+_FDINFO = 1024
 # Seconds in which what the child tells is gathered.
 _PAUSE = 0.003
 
@@ -237,8 +239,9 @@ class _Wanted:
         self._beat = beat
         # Whether something of the last process was not for this user to see, who is root.
         self.was_denied = False
-        self._namespace = _link(directory + b"/self/ns/mnt")
-        self._remote, self._remote_numbers = _remote_mounts(directory + b"/self/mountinfo")
+        self._remote_points, self._remote_ids, self._remote_numbers = _remote_mounts(
+            directory + b"/self/mountinfo"
+        )
         # Where mappings lead that are none of a node.
         self._others: set[bytes] = set()
 
@@ -283,8 +286,6 @@ class _Wanted:
 
     def _opened_by(self, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
         others = []
-        # Elsewhere, mounts of the user's own may hide what is open beneath them.
-        has_our_mounts = is_whole and bool(self._remote) and _link(task + b"/ns/mnt") == self._namespace
         for name in opened:
             self._beat()
             path = b"%s/fd/%s" % (task, name)
@@ -298,7 +299,7 @@ class _Wanted:
                 if which is not None:
                     return which
             # Sockets, pipes and the like have no path.
-            elif is_whole and target.startswith(b"/") and not (has_our_mounts and self._is_remote(target)):
+            elif is_whole and target.startswith(b"/") and not self._is_remote(task, name, target):
                 others.append(path)
         for path in others:
             self._beat()
@@ -338,48 +339,56 @@ class _Wanted:
             self._others.add(place)
         return None
 
-    def _is_remote(self, path: bytes) -> bool:
-        """Tell whether the last mount that a path leads into is one of a file server."""
-        while path and path not in self._remote:
+    def _is_remote(self, task: bytes, name: bytes, path: bytes) -> bool:
+        """Tell whether an open file is one of a file server that is mounted here.
+
+        The path is quick to look at, and proves nothing: who has mounts of his own may open a node beneath
+        one of the same name, and hand it to a process that has none. Which mount a file is of, the kernel
+        says without asking the server.
+        """
+        while path and path not in self._remote_points:
             path = path.rpartition(b"/")[0]
-        return self._remote.get(path, False)
+        return bool(path) and _mount(b"%s/fdinfo/%s" % (task, name)) in self._remote_ids
 
 
-def _remote_mounts(path: bytes) -> tuple[dict[bytes, bool], frozenset[bytes]]:
-    """Return the mounts of a ``mountinfo``.
+def _remote_mounts(path: bytes) -> tuple[set[bytes], set[bytes], set[bytes]]:
+    """Return the file systems of servers in a ``mountinfo``.
 
     Returns:
-        for each mount point whether only file systems of servers are mounted there, empty where there is none
-        of these at all; and the numbers of those, as ``maps`` writes them.
+        where they are mounted; the ids of these mounts, as ``fdinfo`` has them; and the numbers of their
+        devices, as ``maps`` writes them.
     """
+    points: set[bytes] = set()
+    ids: set[bytes] = set()
+    numbers: set[bytes] = set()
     try:
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
     except OSError:
-        return {}, frozenset()
-    mounts: dict[bytes, bool] = {}
-    numbers = set()
+        return points, ids, numbers
     for line in lines:
         head, _, tail = line.partition(b" - ")
         fields, kind = head.split(b" "), tail.partition(b" ")[0]
-        if len(fields) < 5:
+        major, _, minor = fields[2].partition(b":") if len(fields) >= 5 else (b"", b"", b"")
+        if not (kind in _REMOTE or kind.startswith(b"fuse")) or not (major.isdigit() and minor.isdigit()):
             continue
-        is_remote = kind in _REMOTE or kind.startswith(b"fuse")
         where = fields[4]
         for code in (b" ", b"\t", b"\n", b"\\"):
             where = where.replace(b"\\%03o" % ord(code), code)
-        mounts[where] = is_remote and mounts.get(where, True)
-        major, _, minor = fields[2].partition(b":")
-        if is_remote and major.isdigit() and minor.isdigit():
-            numbers.add(b"%02x:%02x" % (int(major), int(minor)))
-    return (mounts, frozenset(numbers)) if numbers else ({}, frozenset())
+        points.add(where)
+        ids.add(fields[0])
+        numbers.add(b"%02x:%02x" % (int(major), int(minor)))
+    return points, ids, numbers
 
 
-def _link(path: bytes) -> bytes:
+def _mount(path: bytes) -> bytes:
+    """Return the id of the mount that an open file is of, from its ``fdinfo``; empty where it is not told."""
     try:
-        return os.readlink(path)
+        with open(path, "rb") as file:
+            lines = file.read(_FDINFO).split(b"\n")
     except OSError:
         return b""
+    return next((line[7:].strip() for line in lines if line.startswith(b"mnt_id:")), b"")
 
 
 def _number(path: bytes) -> bytes:
