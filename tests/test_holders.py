@@ -242,7 +242,6 @@ def children() -> set[str]:
 def test_a_process_with_many_files_is_not_taken_for_one_that_does_not_answer(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_users, "_BEAT", 10)
     number = device_users._number
 
     def slow(path: bytes) -> bytes:
@@ -277,14 +276,13 @@ def test_many_that_do_not_answer_hide_nobody_and_refuse_nothing(begin: Begin, mu
 def test_a_stall_hides_nobody(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is not given the processor for a while, just then."""
     holder = begin(f"f = open({FULL!r})")
-    opened_by = _Wanted._opened_by
+    used_by = _Wanted.used_by
 
-    def stall(self: _Wanted, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
-        if is_whole:
-            time.sleep(2)
-        return opened_by(self, task, opened, is_whole=is_whole)
+    def stall(self: _Wanted, process: bytes) -> int | None:
+        time.sleep(2)
+        return used_by(self, process)
 
-    monkeypatch.setattr(_Wanted, "_opened_by", stall)
+    monkeypatch.setattr(_Wanted, "used_by", stall)
     monkeypatch.setattr(device_users, "PATIENCE", 0.3)
     assert Host().using([holder], NODES, 30.0) == {holder: FULL}
 
@@ -366,6 +364,19 @@ def test_with_standard_descriptors_closed_holders_are_seen(
         "os._exit(0 if seen and read else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_more_is_told_than_a_pipe_takes(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    holder = begin(f"f = open({FULL!r})")
+    if not has_room:
+        monkeypatch.setattr(device_users, "_ROOM", 1 << 40)
+    monkeypatch.setattr(device_users, "PATIENCE", 0.1)
+    # Above the highest number that a process can have.
+    nobody = [str((1 << 22) + number) for number in range(30000)]
+    assert Host().using([*nobody, holder], NODES, 60.0) == {holder: FULL}
 
 
 def test_many_processes_and_nodes_are_all_asked(begin: Begin) -> None:

@@ -23,6 +23,8 @@ SCRIPT_INSIDE = "/root/rounds.py"
 # The ways of rounds.py, in words.
 WAYS = {
     "bare": "writes to sysfs alone, no process",
+    "start": "the same after a start of Python's interpreter",
+    "libraries": "the same after importing click and libvirt",
     "virsh": "virsh nodedev-detach, nodedev-reattach",
     "driverctl": "driverctl set-override, unset-override",
     "hook": "the hook: prepare, release",

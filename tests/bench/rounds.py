@@ -21,6 +21,10 @@ PROBE = Path("/sys/bus/pci/drivers_probe")
 REMOVE_ID = Path("/sys/bus/pci/drivers/vfio-pci/remove_id")
 # The sound driver looks for its codecs after its probe has returned, and nobody tells when it has ended.
 PAUSE = 0.5
+STARTS = {
+    "start": ["/usr/bin/python3", "-IS", "-c", "pass"],
+    "libraries": ["/usr/bin/python3", "-I", "-c", "import click, libvirt"],
+}
 # Seconds for one command; the slowest takes one or two.
 DEADLINE = 60
 
@@ -68,6 +72,16 @@ def each(functions: Sequence[str], argv: Sequence[str], *last: str) -> Move:
     return move
 
 
+def after(argv: Sequence[str], move: Move) -> Move:
+    """Return what runs a command and then moves the card."""
+
+    def both() -> None:
+        run(argv)
+        move()
+
+    return both
+
+
 def ways(functions: Sequence[str], hook: str, domain: str, xml: str) -> dict[str, tuple[Move, Move]]:
     """Return how a card is given away and taken back, by name.
 
@@ -83,6 +97,11 @@ def ways(functions: Sequence[str], hook: str, domain: str, xml: str) -> dict[str
     )
     return {
         "bare": (lambda: bare(functions, VFIO), lambda: bare(back, "")),
+        # What a hook, and a command, would take that do nothing else.
+        **{
+            name: (after(argv, lambda: bare(functions, VFIO)), after(argv, lambda: bare(back, "")))
+            for name, argv in STARTS.items()
+        },
         "virsh": (
             each(names, ["virsh", "nodedev-detach"]),
             each(names_back, ["virsh", "nodedev-reattach"]),

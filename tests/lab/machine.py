@@ -19,7 +19,7 @@ from . import accelerator, qemu, topology
 from .channel import Channel, ChannelError, ChannelTimeout
 from .disk import Image
 from .picture import Picture
-from .qmp import Qmp
+from .qmp import Qmp, QmpError
 
 START_TIMEOUT = 420.0
 # What the agent's answer may take beyond the time that the command itself is given.
@@ -452,4 +452,17 @@ class Machine:
             if file.exists():
                 tail = file.read_text(errors="replace").splitlines()[-80:]
                 parts += [f"--- the end of {name}:", *tail]
-        return MachineLost("\n".join(parts))
+        return MachineLost("\n".join([*parts, *self._seen_from_outside()]))
+
+    def _seen_from_outside(self) -> list[str]:
+        """Return what QEMU says of the machine and its processor, twice: whether it moves shows."""
+        found = []
+        for command in ("info status", "info lapic", "info registers", "info registers"):
+            try:
+                said = (
+                    self._qmp.command("human-monitor-command", {"command-line": command}) if self._qmp else ""
+                )
+            except (QmpError, OSError) as error:
+                said = str(error)
+            found += [f"--- {command}:", *str(said).splitlines()[:30]]
+        return found

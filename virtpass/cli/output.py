@@ -5,7 +5,6 @@ one fact a line, for screen readers and logs.
 """
 
 import errno
-import json
 import os
 import re
 import sys
@@ -123,6 +122,9 @@ def complain(line: str) -> None:
 
 def say_json(value: object) -> None:
     """Print a value as JSON; what a terminal could obey is escaped."""
+    # Not at the top: most commands print none.
+    import json
+
     text = json.dumps(value, indent=2, ensure_ascii=False)
     _echo("".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text))
 

@@ -11,6 +11,7 @@ Imported by the hook: the imports here are on its allow-list.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import stat
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 NAME = "virtpass-look"
 # Seconds without a word after which a process counts as one about which there is no answer.
 PATIENCE = 1.0
-# Descriptors, or lines of a memory map, between two words.
-_BEAT = 512
+# Seconds between two words about one process, at least.
+_BEAT = 0.1
 # Bytes of an `fdinfo` that are read: what is looked for is in the first lines, which the kernel writes.
 _FDINFO = 1024
-# Seconds in which what the child tells is gathered.
-_PAUSE = 0.003
 
 # File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. None of their
 # files is the node of a device of this machine.
@@ -39,6 +38,10 @@ _REMOTE = frozenset(
     b"9p afs beegfs ceph cifs coda gfs2 glusterfs gpfs lustre nfs nfs4 ocfs2 orangefs smb3 smbfs vboxsf"
     b" virtiofs".split()
 )
+# Bytes of what the child tells that nobody has listened to yet, as many as the kernel allows anybody.
+_ROOM = 1 << 20
+# Of the directory of a process's threads where there is one thread.
+_LINKS_OF_ONE = 3
 _KINDS = {stat.S_IFCHR: b"c", stat.S_IFBLK: b"b"}
 
 
@@ -148,6 +151,10 @@ def _look(task: _Task, answer: Answer, end: float) -> bool:
     reading, writing = child.pipe()
     try:
         try:
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _ROOM)
+        except OSError:
+            pass  # the child then waits until it is listened to, now and then
+        try:
             looking = child.start(lambda: _tell(writing, task, answer))
         finally:
             os.close(writing)
@@ -161,20 +168,15 @@ def _look(task: _Task, answer: Answer, end: float) -> bool:
 
 def _listen(reading: int, task: _Task, answer: Answer, end: float) -> bool:
     """Take in what the child tells; tell whether it came to the end, as `_look`."""
+    os.set_blocking(reading, False)
     poll = select.poll()
-    poll.register(reading, select.POLLIN)
+    # Woken when the child has ended, not for each word: on one processor that would cost more than the look.
+    poll.register(reading, 0)
     pending = b""
     while (seconds := min(PATIENCE, end - time.monotonic())) > 0:
-        if not poll.poll(seconds * 1000):
-            if task.where >= 0:
-                break
-            continue
-        # Not woken for each word: on one processor that would cost more than the look.
-        time.sleep(_PAUSE)
-        chunk = os.read(reading, 1 << 16)
-        if not chunk:
-            raise OSError(errno.EPIPE, "the process that looks has ended")
-        *words, pending = (pending + chunk).split(b" ")
+        has_ended = bool(poll.poll(seconds * 1000))
+        told = _drained(reading)
+        *words, pending = (pending + told).split(b" ")
         for word in words:
             if word == b"end":
                 return True
@@ -186,7 +188,22 @@ def _listen(reading: int, task: _Task, answer: Answer, end: float) -> bool:
                 answer.unseen.add(task.stage[task.where])
             elif word.isdigit():
                 answer.found[task.stage[task.where]] = int(word)
+        if has_ended:
+            raise OSError(errno.EPIPE, "the process that looks has ended")
+        if not told and task.where >= 0:
+            break
     return False
+
+
+def _drained(reading: int) -> bytes:
+    """Return all that is in a pipe."""
+    chunks = []
+    try:
+        while chunk := os.read(reading, 1 << 16):
+            chunks.append(chunk)
+    except BlockingIOError:
+        pass  # the child has not ended
+    return b"".join(chunks)
 
 
 def _tell(writing: int, task: _Task, answer: Answer) -> None:
@@ -196,12 +213,12 @@ def _tell(writing: int, task: _Task, answer: Answer) -> None:
     root may not look, ``.`` where it takes long, ``whole`` when all were asked for paths, and ``end``.
     """
     child.cut_off(NAME, writing)
-    count = 0
+    last = time.monotonic()
 
     def beat() -> None:
-        nonlocal count
-        count += 1
-        if count % _BEAT == 0:
+        nonlocal last
+        if (now := time.monotonic()) - last > _BEAT:
+            last = now
             os.write(writing, b". ")
 
     base = os.fsencode(task.directory)
@@ -209,7 +226,8 @@ def _tell(writing: int, task: _Task, answer: Answer) -> None:
     while True:
         for process in task.stage:
             os.write(writing, b"next ")
-            which = wanted.used_by(base + b"/" + os.fsencode(process), is_whole=task.is_whole)
+            path = base + b"/" + os.fsencode(process)
+            which = wanted.used_by(path) if task.is_whole else wanted.named_by(path)
             if which is not None:
                 answer.found[process] = which
                 os.write(writing, b"%d " % which)
@@ -235,6 +253,8 @@ class _Wanted:
         # Of two equal ones the first counts.
         self._numbers = {number: which for which, (number, _, _) in reversed(list(enumerate(nodes)))}
         self._places = {place: which for which, (_, place, _) in reversed(list(enumerate(nodes)))}
+        # As they stand in a line of `maps`, before a path.
+        self._marks = [b" %s " % b" ".join(place.rsplit(b":", 1)) for place in self._places]
         self._paths = {path for _, _, path in nodes}
         self._beat = beat
         # Whether something of the last process was not for this user to see, who is root.
@@ -244,33 +264,72 @@ class _Wanted:
         )
         # Where mappings lead that are none of a node.
         self._others: set[bytes] = set()
+        # What `named_by` has seen of a process: the directories of its threads that count, and its files that
+        # have a path, each as the directory of a thread, the descriptor and the path.
+        self._seen: dict[bytes, tuple[list[bytes], list[tuple[bytes, bytes, bytes]]]] = {}
 
-    def used_by(self, process: bytes, *, is_whole: bool = True) -> int | None:
-        """Return which node a process, by its directory, has open or mapped; None for none.
+    def named_by(self, process: bytes) -> int | None:
+        """Return which node a process, by its directory, has open under the node's path; None for none.
 
         One that has gone meanwhile has none, and neither has one that an ordinary user may not ask.
-
-        Args:
-            process: its directory.
-            is_whole: whether more counts than what is open under the path of a node.
         """
         self.was_denied = False
-        opened = self._names(process + b"/fd")
-        which = self._used_by(process, opened, is_whole=is_whole)
-        if which is not None or opened:
-            return which
-        # Where the first thread has ended, the files are those of the others.
-        threads = self._names(process + b"/task")
-        for thread in threads if len(threads) > 1 else ():
-            path = process + b"/task/" + thread
-            which = self._used_by(path, self._names(path + b"/fd"), is_whole=is_whole)
+        opened = [(process, name) for name in self._names(process + b"/fd")]
+        threads = [process] if opened else self._threads(process)
+        opened += [(path, name) for path in threads[1:] for name in self._names(path + b"/fd")]
+        files = []
+        for path, name in opened:
+            self._beat()
+            link = b"%s/fd/%s" % (path, name)
+            try:
+                target = os.readlink(link)
+            except OSError as error:
+                self._note(error)
+                continue
+            if target in self._paths:
+                which = self._numbers.get(_number(link))
+                if which is not None:
+                    return which
+            # Sockets, pipes and the like have no path.
+            elif target.startswith(b"/"):
+                files.append((path, name, target))
+        self._seen[process] = (threads, files)
+        return None
+
+    def used_by(self, process: bytes) -> int | None:
+        """Return which node a process has open or mapped, under whichever path; None as in `named_by`."""
+        self.was_denied = False
+        if process not in self._seen:
+            which = self.named_by(process)
+            if which is not None:
+                return which
+        threads, files = self._seen.pop(process)
+        for path, name, target in files:
+            self._beat()
+            if not self._is_remote(path, name, target):
+                which = self._numbers.get(_number(b"%s/fd/%s" % (path, name)))
+                if which is not None:
+                    return which
+        for path in threads:
+            which = self._mapped_by(path)
             if which is not None:
                 return which
         return None
 
-    def _used_by(self, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
-        which = self._opened_by(task, opened, is_whole=is_whole)
-        return self._mapped_by(task) if which is None and is_whole else which
+    def _threads(self, process: bytes) -> list[bytes]:
+        """Return the directories of a process and, where it has more than one thread, of each of them.
+
+        Where the first thread has ended, the files are those of the others.
+        """
+        path = process + b"/task"
+        try:
+            # The kernel counts threads as links. Most of those who have no file are threads of its own.
+            if os.stat(path).st_nlink == _LINKS_OF_ONE:
+                return [process]
+        except OSError as error:
+            self._note(error)
+            return [process]
+        return [process, *(path + b"/" + name for name in self._names(path))]
 
     def _names(self, path: bytes) -> list[bytes]:
         try:
@@ -284,51 +343,21 @@ class _Wanted:
         if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR) and os.geteuid() == 0:
             self.was_denied = True
 
-    def _opened_by(self, task: bytes, opened: list[bytes], *, is_whole: bool) -> int | None:
-        others = []
-        for name in opened:
-            self._beat()
-            path = b"%s/fd/%s" % (task, name)
-            try:
-                target = os.readlink(path)
-            except OSError as error:
-                self._note(error)
-                continue
-            if target in self._paths:
-                which = self._numbers.get(_number(path))
-                if which is not None:
-                    return which
-            # Sockets, pipes and the like have no path.
-            elif is_whole and target.startswith(b"/") and not self._is_remote(task, name, target):
-                others.append(path)
-        for path in others:
-            self._beat()
-            which = self._numbers.get(_number(path))
-            if which is not None:
-                return which
-        return None
-
     def _mapped_by(self, process: bytes) -> int | None:
         spans: dict[bytes, bytes] = {}
-        try:
-            with open(process + b"/maps", "rb") as file:
-                for line in file:
-                    self._beat()
-                    # Range, permissions, offset, major:minor, inode, and a path.
-                    fields = line.split(None, 5)
-                    if len(fields) < 5 or fields[4] == b"0":
-                        continue
-                    place = fields[3] + b":" + fields[4]
-                    if place in self._places:
-                        return self._places[place]
-                    # A node that was made elsewhere has another place. Private mappings are left out there:
-                    # they are all the programs and libraries that run, and nobody draws through one.
-                    is_shared = fields[1][3:] == b"s" and fields[3] not in self._remote_numbers
-                    if is_shared and place not in self._others:
-                        spans.setdefault(place, fields[0])
-        except OSError as error:
-            self._note(error)
-            return None
+        for line in self._telling_lines(process + b"/maps"):
+            # Range, permissions, offset, major:minor, inode, and a path.
+            fields = line.split(None, 5)
+            if len(fields) < 5 or fields[4] == b"0":
+                continue
+            place = fields[3] + b":" + fields[4]
+            if place in self._places:
+                return self._places[place]
+            # A node that was made elsewhere has another place. Private mappings are left out there: they are
+            # all the programs and libraries that run, and nobody draws through one.
+            is_shared = fields[1][3:] == b"s" and fields[3] not in self._remote_numbers
+            if is_shared and place not in self._others:
+                spans.setdefault(place, fields[0])
         for place, span in spans.items():
             self._beat()
             # There the numbers are not padded.
@@ -338,6 +367,29 @@ class _Wanted:
                 return which
             self._others.add(place)
         return None
+
+    def _telling_lines(self, path: bytes) -> list[bytes]:
+        """Return the lines of a memory map that may be about a node; there are a hundred times as many."""
+        chunks = []
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while chunk := os.read(descriptor, 1 << 16):
+                    self._beat()
+                    chunks.append(chunk)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._note(error)
+            return []
+        content = b"".join(chunks)
+        marks = [mark for mark in self._marks if mark in content]
+        # The permissions of a shared mapping end so.
+        return [
+            line
+            for line in content.split(b"\n")
+            if b"s " in line or (marks and any(mark in line for mark in marks))
+        ]
 
     def _is_remote(self, task: bytes, name: bytes, path: bytes) -> bool:
         """Tell whether an open file is one of a file server that is mounted here.
