@@ -464,5 +464,5 @@ class Machine:
                 )
             except (QmpError, OSError) as error:
                 said = str(error)
-            found += [f"--- {command}:", *str(said).splitlines()[:30]]
+            found += [f"--- {command}:", *str(said).splitlines()[:16]]
         return found

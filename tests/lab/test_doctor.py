@@ -1,7 +1,7 @@
 """A host that lacks something: the doctor says what, by which evidence, and what it tells to type mends it.
 
-What this machine cannot have is simulated in `tests/doctor` only: SELinux with its labels and booleans,
-driverctl, NVIDIA's driver, containers, memory regions without an address, a firmware without IOMMU.
+What this machine cannot have is simulated in `tests/doctor` only: the rules and booleans of SELinux, driverctl,
+NVIDIA's driver, containers, a firmware without IOMMU.
 """
 
 from __future__ import annotations
@@ -239,6 +239,26 @@ def test_they_agree_on_what_is_not_there(
         assert seen["fix"] == "take that argument out of the bootloader's configuration, then reboot"
         assert outcomes(machine)["group-isolation"]["verdict"] == "cannot tell"
         assert virtpass(machine, "doctor").status == 1
+
+
+def test_a_hook_with_a_wrong_label(package: Path) -> None:
+    """A kernel with SELinux that enforces, and labels on the disk; nobody has given it rules, though."""
+    with Machine(image.ready(), kernel_arguments=["lsm=lockdown,yama,selinux"]) as machine:
+        machine.install(package)
+        virtpass(machine, "hook", "install").check()
+        assert outcomes(machine)["hook-runs"]["verdict"] == "pass"
+        shell(machine, "mount -t selinuxfs none /sys/fs/selinux && echo 1 >/sys/fs/selinux/enforce").check()
+        restorecon = "sudo restorecon -Rv /etc/libvirt/hooks"
+        for label, verdict, fix in (
+            ("", "cannot tell", restorecon),
+            ("unconfined_u:object_r:etc_t:s0", "fail", restorecon),
+            ("system_u:object_r:virt_hook_t:s0", "pass", None),
+        ):
+            if label:
+                set_label = f"import os; os.setxattr({HOOK!r}, 'security.selinux', b'{label}\\0')"
+                machine.run(["python3", "-c", set_label]).check()
+            seen = finding(machine, "hook-runs")
+            assert (seen["verdict"], seen["fix"]) == (verdict, fix), seen
 
 
 # The last one: the card behind the bridge stays.
