@@ -16,7 +16,7 @@ from tests.domain.documents import UUID, domain, hostdev
 from tests.host import choices, rows_grub
 from tests.host.machine import switch_off
 from tests.host.rows import Programs
-from tests.simulation import CARD, GUEST, NIC, SimulatedHost, domain_xml
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, domain_xml
 from virtpass.hook.entry import run as run_hook
 from virtpass.hook.install import HOOK
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
@@ -106,6 +106,8 @@ def test_over_a_reboot_and_back(connection: Connection, host: SimulatedHost, pro
     assert plan.waits_for_reboot
     # All of it is seen before anything is done.
     assert "intel_iommu=on" in plan.host.plan.diff
+    # Only the boot with the argument tells what the domain's start will do.
+    assert setup.foresee(host, plan) is None
     assert str(CARD) in plan.domain.diff
     setup.carry_out(connection, host, plan)
     assert xml(connection) == before
@@ -288,7 +290,11 @@ def test_the_command_without_a_terminal(
     assert command(host, capfd, *arguments)[0] == 2
     status, out, _ = command(host, capfd, *arguments, "--dry-run")
     assert status == 0
-    assert "+    <hostdev" in out
+    # What it comes to stands below what changes line by line, and with it what the domain's start will do.
+    assert out.index("+    <hostdev") < out.index("\nCard     ") < out.index("\nHost     is ready\n")
+    assert f"\nDomain   guest gets {CARD}, {AUDIO}\n" in out
+    assert "\nAt the next start of guest:\n 1. check the devices" in out
+    assert out.endswith("guest would start; all of this is undone when it stops\n")
     assert xml(connection) == before
     assert not host.exists(HOOK)
 
@@ -330,11 +336,13 @@ def test_the_command_asks(
     assert f"  1. {CARD}" in out
     assert "Which virtual machine?" in err
     assert "nothing was changed" in err
+    assert "\nAt the next start of guest:\n" in out
     assert xml(connection) == before
     typed(monkeypatch, "\n1\ny\ny\n")
     status, out, err = command(host, capfd, "setup")
     assert status == 0
     assert "display=hand-over" in out
+    assert out.endswith("guest is set up: its next start goes as shown above\n")
 
 
 def test_an_iommu_that_setup_switches_on_speaks_against_no_card(

@@ -1,7 +1,7 @@
 """A host that lacks something: the doctor says what, by which evidence, and what it tells to type mends it.
 
-What this machine cannot have is simulated in `tests/doctor` only: the rules and booleans of SELinux, driverctl,
-NVIDIA's driver, containers, a firmware without IOMMU.
+What this machine cannot have is simulated in `tests/doctor` only: the rules and booleans of SELinux,
+driverctl, NVIDIA's driver, containers, a firmware without IOMMU.
 """
 
 from __future__ import annotations

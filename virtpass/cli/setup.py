@@ -16,10 +16,12 @@ from virtpass.cli.hooks import STATES, show_rehearsal
 from virtpass.cli.output import agree, joined, note, say, say_fact
 from virtpass.cli.preparation import show_changes
 from virtpass.domain.policy import meaning, parse_settings
+from virtpass.host.prepare import HostPlan
 from virtpass.operations import domains
 from virtpass.operations import setup as operation
 from virtpass.operations.devices import DeviceReport
 from virtpass.operations.domains import DomainReport
+from virtpass.operations.rehearsal import Rehearsal
 from virtpass.operations.setup import SetupPlan, SetupWish
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
@@ -90,13 +92,16 @@ def setup(
             with under_way("looking at host, hook and domain"):
                 plan = operation.plan_setup(connection, host, wish)
             agreed = yes
-        _show(plan)
+        # Without a question it is told once, at the end.
+        is_asking = not (agreed or plan.is_empty)
+        foreseen = operation.foresee(host, plan) if is_asking or dry_run else None
+        _show(plan, foreseen)
         if dry_run:
             return
         if not plan.is_empty:
             if os.geteuid() != 0:
                 raise PermissionDeniedError("not-root", "setting up takes root", "sudo virtpass setup")
-            if not agreed:
+            if is_asking:
                 agree("Do all of this?")
             operation.carry_out(connection, host, plan, say=note)
         if plan.waits_for_reboot:
@@ -106,8 +111,10 @@ def setup(
             note("all of this is set up already")
         with under_way("looking what the next start would do"):
             found = operation.check_start(connection, host, plan.wish.domain)
-    say(f"At the next start of {one_line(found.name)}:")
-    show_rehearsal(found)
+    if found == foreseen:
+        say(f"{one_line(found.name)} is set up: its next start goes as shown above")
+    else:
+        _show_start(found)
     if found.problem is not None:
         context.exit(EXIT_FAILED)
     note(f"next: virsh start {one_line(found.name)}, or the button in virt-manager")
@@ -201,21 +208,44 @@ def _can_ask() -> bool:
     return sys.stdin.isatty()
 
 
-def _show(plan: SetupPlan) -> None:
-    """Print the whole plan."""
+def _show(plan: SetupPlan, foreseen: Rehearsal | None) -> None:
+    """Print the whole plan: line by line what changes, then what it comes to, which stays on the screen."""
+    name = one_line(plan.domain.name)
+    if not plan.host.is_empty:
+        say("Changes of the host:")
+        show_changes(plan.host)
+    if not plan.domain.is_empty:
+        say(f"Changes of the domain {name}:")
+        show_diff(plan.domain)
     for one in plan.card:
         say_fact("Card", joined(str(one.device.address), title(one), verdict(one)), _LABEL)
-    say_fact("Host", "is ready" if plan.host.is_empty else "has to be prepared:", _LABEL)
-    if not plan.host.is_empty:
-        show_changes(plan.host)
+    say_fact("Host", _host(plan.host), _LABEL)
     hook = STATES[plan.hook.state] if plan.hook.works else f"{STATES[plan.hook.state]}: will be installed"
     say_fact("Hook", hook, _LABEL)
-    name = one_line(plan.domain.name)
-    say_fact("Domain", f"{name} has the card" if plan.domain.is_empty else f"{name}:", _LABEL)
-    show_diff(plan.domain)
+    functions = ", ".join(str(one.device.address) for one in plan.card)
+    has = "has" if plan.domain.is_empty else "gets"
+    say_fact("Domain", f"{name} {has} {functions}", _LABEL)
     special = ", ".join(f"{key}={value}" for key, value in plan.policy.attributes().items())
     say_fact("Policy", special, _LABEL)
     for text in plan.notes:
         note(f"note: {text}")
     if plan.waits_for_reboot:
         note("the domain gets the card after a reboot")
+    if foreseen is not None:
+        _show_start(foreseen)
+
+
+def _host(plan: HostPlan) -> str:
+    """Return in a few words what becomes of the host."""
+    if plan.is_empty:
+        return "is ready"
+    numbers = [(len(plan.plan.changes), "file"), (len(plan.plan.commands), "command")]
+    parts = [f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers if number]
+    if plan.record is not None and plan.record.arguments:
+        parts.insert(0, f"kernel arguments {' '.join(plan.record.arguments)}")
+    return f"is prepared: {', '.join(parts) or 'the running kernel'}"
+
+
+def _show_start(found: Rehearsal) -> None:
+    say(f"At the next start of {one_line(found.name)}:")
+    show_rehearsal(found)

@@ -74,12 +74,13 @@ class Rehearsal:
     is_ours: bool = True
 
 
-def rehearse(host: Host, xml: str) -> Rehearsal:
+def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
     """Rehearse the start of a domain.
 
     Args:
         host: the host.
         xml: the domain's XML, as libvirt formats it.
+        supposes_hook: whether libvirt calls the hook by then, however it is now.
 
     Raises:
         UsageError: the XML is not that of a domain.
@@ -87,7 +88,7 @@ def rehearse(host: Host, xml: str) -> Rehearsal:
     request = parse_request(xml.encode("utf-8", "surrogateescape"))
     if not request.is_ours or not (request.devices or request.problem):
         return Rehearsal(request.name, request.uuid, (), None, is_ours=False)
-    otherwise = _otherwise(host)
+    otherwise = "" if supposes_hook else _otherwise(host)
     try:
         left = _left_over(host, request)
         freed = frozenset(journal.uuid for journal in left)

@@ -250,6 +250,16 @@ def _take_back(undo: list[tuple[str, Callable[[], object]]], say: Say) -> list[s
     return problems
 
 
+def foresee(host: Host, plan: SetupPlan) -> Rehearsal | None:
+    """Return what the start of the domain would do once a plan is carried out.
+
+    None where only what the plan changes tells: an IOMMU after a reboot, interrupts that are accepted.
+    """
+    if plan.waits_for_reboot or plan.host.switches:
+        return None
+    return rehearse(host, plan.domain.after, supposes_hook=True)
+
+
 def check_start(connection: Connection, host: Host, name: str) -> Rehearsal:
     """Return what the next start of a domain would do: the end of a setup.
 
