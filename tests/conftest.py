@@ -1,6 +1,7 @@
 """What many tests need."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def _nothing_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> SimulatedHost:
+def host(tmp_path: Path) -> Iterator[SimulatedHost]:
     """A host with a card, twin NICs, a boot disk and a group that cannot be split."""
-    return desktop(str(tmp_path))
+    found = desktop(str(tmp_path))
+    yield found
+    found.close()

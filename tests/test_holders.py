@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.simulation import CARD, DISK, SimulatedHost, desktop
 from virtpass.binding import holders, safety
 from virtpass.pci.address import PciAddress
-from virtpass.system import device_users
+from virtpass.system import device_users, waiting
 from virtpass.system.device_users import _remote_mounts, _Wanted
 from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
@@ -176,7 +176,7 @@ def mute(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found: set[str] = set()
     mapped_by = _Wanted._mapped_by
 
-    def wait(self: _Wanted, process: bytes) -> int | None:
+    def wait(self: _Wanted, process: bytes) -> tuple[int | None, bool]:
         while os.path.basename(os.fsdecode(process)) in found:
             time.sleep(1)
         return mapped_by(self, process)
@@ -255,7 +255,8 @@ def test_a_process_with_many_files_is_not_taken_for_one_that_does_not_answer(
     assert Host().using([many, holder], NODES, 60.0) == {holder: ZERO}
 
 
-def test_without_time_nobody_is_said_to_be_free(begin: Begin) -> None:
+def test_without_time_nobody_is_said_to_be_free(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Wanted, "named_by", lambda *_: time.sleep(5))
     with pytest.raises(FailedError, match=r"who uses /dev/\w+ cannot be told: process \d+ takes too long"):
         Host().using([begin(f"f = open({FULL!r})")], NODES, 0.0)
 
@@ -273,18 +274,107 @@ def test_many_that_do_not_answer_hide_nobody_and_refuse_nothing(begin: Begin, mu
     assert host.unseen_processes == set(dead)
 
 
-def test_a_stall_hides_nobody(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_hides_nobody(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child is not given the processor for a while, just then."""
     holder = begin(f"f = open({FULL!r})")
-    used_by = _Wanted.used_by
+    named_by = _Wanted.named_by
+    first = tmp_path / "first"
+    first.touch()
 
     def stall(self: _Wanted, process: bytes) -> int | None:
-        time.sleep(2)
-        return used_by(self, process)
+        if first.exists():
+            first.unlink()
+            time.sleep(2)
+        return named_by(self, process)
 
-    monkeypatch.setattr(_Wanted, "used_by", stall)
+    monkeypatch.setattr(_Wanted, "named_by", stall)
     monkeypatch.setattr(device_users, "PATIENCE", 0.3)
-    assert Host().using([holder], NODES, 30.0) == {holder: FULL}
+    host = Host()
+    assert host.using([holder], NODES, 30.0) == {holder: FULL}
+    assert not first.exists()
+    assert host.unseen_processes == set()
+
+
+def test_who_is_silent_is_waited_for_as_long_as_is_said(begin: Begin, mute: set[str]) -> None:
+    """Else a few of them would leave no time for those behind."""
+    dead = [begin("") for _ in range(3)]
+    mute.update(dead)
+    began = time.monotonic()
+    host = Host()
+    assert host.using(dead, NODES, 30.0) == {}
+    assert host.unseen_processes == set(dead)
+    # Half a time more for each, on a slow machine.
+    assert time.monotonic() - began < len(dead) * device_users.PATIENCE * 1.5 + 1
+
+
+def test_what_is_told_last_counts(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child answers just when nobody listens any more."""
+    holder = begin(f"f = open({FULL!r})")
+    end_child = waiting.end_child
+
+    def late(process: int) -> None:
+        time.sleep(1)
+        end_child(process)
+
+    named_by = _Wanted.named_by
+
+    def slow(self: _Wanted, process: bytes) -> int | None:
+        time.sleep(0.8)
+        return named_by(self, process)
+
+    monkeypatch.setattr(_Wanted, "named_by", slow)
+    monkeypatch.setattr(waiting, "end_child", late)
+    monkeypatch.setattr(device_users, "PATIENCE", 0.4)
+    host = Host()
+    assert host.using([holder], NODES, 30.0) == {holder: FULL}
+    assert host.unseen_processes == set()
+
+
+def test_a_node_with_a_path_longer_than_a_page_is_found(begin: Begin, tmp_path: Path) -> None:
+    mknod(tmp_path / "probe")
+    code = (
+        f"import os, stat\nos.chdir({os.fspath(tmp_path)!r})\n"
+        "for _ in range(40):\n    os.mkdir('x' * 200)\n    os.chdir('x' * 200)\n"
+        "os.mknod('zero', stat.S_IFCHR | 0o600, os.makedev(1, 5))\nf = open('zero')"
+    )
+    holder = begin(code)
+    with pytest.raises(OSError, match="too long"):
+        os.readlink(f"/proc/{holder}/fd/3")
+    assert using(holder) == {holder: ZERO}
+
+
+def test_one_who_goes_hides_nobody_who_has_the_same_mapped(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = mknod(tmp_path / "x", stat.S_IFBLK, (7, 0))
+    going, holder = begin(mapping(loop)), begin(mapping(loop))
+    real = os.stat
+
+    def gone(path: str | bytes) -> os.stat_result:
+        if os.fsdecode(path).startswith(f"/proc/{going}/map_files/"):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(path)
+
+    monkeypatch.setattr(os, "stat", gone)
+    assert Host().using([going, holder], {"/dev/loop0": "b7:0"}, 5.0) == {holder: "/dev/loop0"}
+
+
+def test_mappings_that_root_may_not_look_at_are_told(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = begin(mapping(mknod(tmp_path / "x", stat.S_IFBLK, (7, 0))))
+    real = os.stat
+
+    def refuse(path: str | bytes) -> os.stat_result:
+        if "/map_files/" in os.fsdecode(path):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(path)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    host = Host()
+    assert host.using([holder], {"/dev/loop0": "b7:0"}, 5.0) == {}
+    assert host.unseen_processes == {holder}
 
 
 def test_who_may_not_be_looked_at_is_not_said_to_be_free(
@@ -427,7 +517,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(os.fsdecode(os.readlink(path)))
         return b"c1:7" if found[-1] == "/dev/full" else b""
 
-    monkeypatch.setattr("virtpass.system.device_users._number", number)
+    monkeypatch.setattr("virtpass.system.device_users._asked", number)
     return found
 
 
@@ -477,7 +567,7 @@ def test_mappings_of_servers_are_not_asked(tmp_path: Path, monkeypatch: pytest.M
         asked.append(path)
         return b""
 
-    monkeypatch.setattr("virtpass.system.device_users._number", number)
+    monkeypatch.setattr("virtpass.system.device_users._asked", number)
     process = a_process(tmp_path, 7)
     (tmp_path / "7" / "maps").write_text(
         "00400000-00401000 rw-s 00000000 00:32 9 /mnt/a b/x\n"

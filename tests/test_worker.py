@@ -150,3 +150,16 @@ worker.write({str(fifo)!r}, "x", 60)
             os.close(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK))
     while engine.has_orphans(host):
         assert time.monotonic() < end
+
+
+def test_a_host_that_is_closed_leaves_no_child(tmp_path: Path) -> None:
+    (tmp_path / "attribute").write_text("value\n")
+    with Host(str(tmp_path)) as host:
+        assert host.read_attribute("/attribute", 30) == "value"
+        assert host._worker is not None
+        made = host._worker.pid
+    assert not os.path.exists(f"/proc/{made}")
+    # It can be used as before.
+    assert host.read_attribute("/attribute", 30) == "value"
+    host.close()
+    host.close()

@@ -21,7 +21,7 @@ from virtpass.system import child, waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # How the child is called in /proc. It writes nothing, and is none of those that are waited for.
 NAME = "virtpass-look"
@@ -32,12 +32,14 @@ _BEAT = 0.1
 # Bytes of an `fdinfo` that are read: what is looked for is in the first lines, which the kernel writes.
 _FDINFO = 1024
 
-# File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. None of their
-# files is the node of a device of this machine.
+# File systems whose server may keep whoever asks what a file is waiting, beside those of FUSE. By custom none
+# of their files is the node of a device of this machine.
 _REMOTE = frozenset(
-    b"9p afs beegfs ceph cifs coda gfs2 glusterfs gpfs lustre nfs nfs4 ocfs2 orangefs smb3 smbfs vboxsf"
+    b"9p afs beegfs ceph cifs coda gfs2 glusterfs gpfs lustre nfs nfs4 ocfs2 pvfs2 smb3 smbfs vboxsf"
     b" virtiofs".split()
 )
+# Bytes of a line of a memory map that are kept: what counts is before the path.
+_LINE = 256
 # Bytes of what the child tells that nobody has listened to yet, as many as the kernel allows anybody.
 _ROOM = 1 << 20
 # Of the directory of a process's threads where there is one thread.
@@ -80,6 +82,9 @@ def users(
     First all of them are asked for what they have open under the path of a node, for which hardly anybody
     can keep the look waiting. What takes longer has the time that is left.
 
+    Not seen is what a thread opens that has files of its own beside those of its process, what is on its way
+    between two processes, and what is opened while the look lasts.
+
     Args:
         directory: where /proc is on this machine.
         processes: their numbers; those that an ordinary user may not ask are left out.
@@ -104,8 +109,9 @@ def users(
                 raise OSError(errno.ETIMEDOUT, f"{which} too long")
             answer.unseen.update(stage[where:])
             break
-        answer.unseen.add(stage[where])
+        # Who is silent in the first stage is asked once more in the second.
         if task.is_whole:
+            answer.unseen.add(stage[where])
             silent.add(stage[where])
         task.stage = stage[where + 1 :]
     answer.unseen -= set(answer.found)
@@ -123,6 +129,7 @@ class _Task:
         is_whole: whether more than paths is looked at by now.
         stage: those that are left of this stage.
         where: the place in it of the one that is looked at, -1 before the first.
+        unfinished: the beginning of a word that the child tells.
     """
 
     def __init__(self, directory: str, processes: list[str], nodes: list[Node], silent: set[str]) -> None:
@@ -133,6 +140,23 @@ class _Task:
         self.is_whole = False
         self.stage = processes
         self.where = -1
+        self.unfinished = b""
+
+    def take(self, told: bytes, answer: Answer) -> bool:
+        """Take in what the child tells; tell whether it has come to the end."""
+        *words, self.unfinished = (self.unfinished + told).split(b" ")
+        for word in words:
+            if word == b"end":
+                return True
+            if word == b"whole":
+                self.go_on(answer)
+            elif word == b"next":
+                self.where += 1
+            elif word == b"denied":
+                answer.unseen.add(self.stage[self.where])
+            elif word.isdigit():
+                answer.found[self.stage[self.where]] = int(word)
+        return False
 
     def go_on(self, answer: Answer) -> None:
         """Begin the second stage; the child and who listens to it do so at the same place."""
@@ -147,7 +171,7 @@ def _look(task: _Task, answer: Answer, end: float) -> bool:
     Raises:
         OSError: as `users`.
     """
-    task.where = -1
+    task.where, task.unfinished = -1, b""
     reading, writing = child.pipe()
     try:
         try:
@@ -159,9 +183,11 @@ def _look(task: _Task, answer: Answer, end: float) -> bool:
         finally:
             os.close(writing)
         try:
-            return _listen(reading, task, answer, end)
+            came_to_the_end = _listen(reading, task, answer, end)
         finally:
             waiting.end_child(looking)
+        # What it has told since then.
+        return came_to_the_end or task.take(_drained(reading), answer)
     finally:
         os.close(reading)
 
@@ -172,25 +198,17 @@ def _listen(reading: int, task: _Task, answer: Answer, end: float) -> bool:
     poll = select.poll()
     # Woken when the child has ended, not for each word: on one processor that would cost more than the look.
     poll.register(reading, 0)
-    pending = b""
-    while (seconds := min(PATIENCE, end - time.monotonic())) > 0:
+    heard = time.monotonic()
+    while (seconds := min(PATIENCE / 4, end - time.monotonic())) > 0:
         has_ended = bool(poll.poll(seconds * 1000))
         told = _drained(reading)
-        *words, pending = (pending + told).split(b" ")
-        for word in words:
-            if word == b"end":
-                return True
-            if word == b"whole":
-                task.go_on(answer)
-            elif word == b"next":
-                task.where += 1
-            elif word == b"denied":
-                answer.unseen.add(task.stage[task.where])
-            elif word.isdigit():
-                answer.found[task.stage[task.where]] = int(word)
+        if task.take(told, answer):
+            return True
         if has_ended:
             raise OSError(errno.EPIPE, "the process that looks has ended")
-        if not told and task.where >= 0:
+        if told:
+            heard = time.monotonic()
+        elif task.where >= 0 and time.monotonic() - heard >= PATIENCE:
             break
     return False
 
@@ -252,7 +270,9 @@ class _Wanted:
     def __init__(self, directory: bytes, nodes: list[tuple[bytes, ...]], beat: Callable[[], None]) -> None:
         # Of two equal ones the first counts.
         self._numbers = {number: which for which, (number, _, _) in reversed(list(enumerate(nodes)))}
-        self._places = {place: which for which, (_, place, _) in reversed(list(enumerate(nodes)))}
+        self._places = {
+            place: which for which, (_, place, _) in reversed(list(enumerate(nodes))) if place != b"-"
+        }
         # As they stand in a line of `maps`, before a path.
         self._marks = [b" %s " % b" ".join(place.rsplit(b":", 1)) for place in self._places]
         self._paths = {path for _, _, path in nodes}
@@ -284,10 +304,18 @@ class _Wanted:
             try:
                 target = os.readlink(link)
             except OSError as error:
-                self._note(error)
+                if error.errno == errno.ENAMETOOLONG:
+                    # The path is longer than a page; what the file is can be asked all the same.
+                    files.append((path, name, b""))
+                else:
+                    self._note(error)
                 continue
             if target in self._paths:
-                which = self._numbers.get(_number(link))
+                try:
+                    which = self._numbers.get(_asked(link))
+                except OSError as error:
+                    self._note(error)
+                    continue
                 if which is not None:
                     return which
             # Sockets, pipes and the like have no path.
@@ -311,8 +339,9 @@ class _Wanted:
                 if which is not None:
                     return which
         for path in threads:
-            which = self._mapped_by(path)
-            if which is not None:
+            which, has_memory = self._mapped_by(path)
+            # That is the same for all threads. One that has ended has none.
+            if which is not None or has_memory:
                 return which
         return None
 
@@ -329,7 +358,8 @@ class _Wanted:
         except OSError as error:
             self._note(error)
             return [process]
-        return [process, *(path + b"/" + name for name in self._names(path))]
+        # Not below `task`: there no thread has a directory of its mappings.
+        return [process, *(os.path.dirname(process) + b"/" + name for name in self._names(path))]
 
     def _names(self, path: bytes) -> list[bytes]:
         try:
@@ -343,16 +373,19 @@ class _Wanted:
         if error.errno not in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR) and os.geteuid() == 0:
             self.was_denied = True
 
-    def _mapped_by(self, process: bytes) -> int | None:
+    def _mapped_by(self, process: bytes) -> tuple[int | None, bool]:
+        """Return which node a thread's process has mapped, None for none, and whether it has any memory."""
         spans: dict[bytes, bytes] = {}
+        has_memory = False
         for line in self._telling_lines(process + b"/maps"):
+            has_memory = True
             # Range, permissions, offset, major:minor, inode, and a path.
             fields = line.split(None, 5)
             if len(fields) < 5 or fields[4] == b"0":
                 continue
             place = fields[3] + b":" + fields[4]
             if place in self._places:
-                return self._places[place]
+                return self._places[place], True
             # A node that was made elsewhere has another place. Private mappings are left out there: they are
             # all the programs and libraries that run, and nobody draws through one.
             is_shared = fields[1][3:] == b"s" and fields[3] not in self._remote_numbers
@@ -362,34 +395,45 @@ class _Wanted:
             self._beat()
             # There the numbers are not padded.
             start, end = (one.lstrip(b"0") or b"0" for one in span.partition(b"-")[::2])
-            which = self._numbers.get(_number(b"%s/map_files/%s-%s" % (process, start, end)))
-            if which is not None:
-                return which
+            try:
+                number = _asked(b"%s/map_files/%s-%s" % (process, start, end))
+            except OSError as error:
+                # It is gone, or not for this user to see: of others who have it mapped nothing is known.
+                self._note(error)
+                continue
+            if number in self._numbers:
+                return self._numbers[number], True
             self._others.add(place)
-        return None
+        return None, has_memory
 
-    def _telling_lines(self, path: bytes) -> list[bytes]:
-        """Return the lines of a memory map that may be about a node; there are a hundred times as many."""
-        chunks = []
+    def _telling_lines(self, path: bytes) -> Iterator[bytes]:
+        """Yield the lines of a memory map that may be about a node; there are a hundred times as many.
+
+        The first line comes in any case. A path, which may be of any length, may be cut off.
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while chunk := os.read(descriptor, 1 << 16):
-                    self._beat()
-                    chunks.append(chunk)
-            finally:
-                os.close(descriptor)
         except OSError as error:
             self._note(error)
-            return []
-        content = b"".join(chunks)
-        marks = [mark for mark in self._marks if mark in content]
-        # The permissions of a shared mapping end so.
-        return [
-            line
-            for line in content.split(b"\n")
-            if b"s " in line or (marks and any(mark in line for mark in marks))
-        ]
+            return
+        try:
+            rest = b""
+            is_first = True
+            while chunk := os.read(descriptor, 1 << 16):
+                self._beat()
+                content = rest + chunk
+                marks = [mark for mark in self._marks if mark in content]
+                *lines, rest = content.split(b"\n")
+                rest = rest[:_LINE]
+                for line in lines:
+                    # The permissions of a shared mapping end so.
+                    if is_first or b"s " in line or (marks and any(mark in line for mark in marks)):
+                        yield line
+                    is_first = False
+        except OSError as error:
+            self._note(error)
+        finally:
+            os.close(descriptor)
 
     def _is_remote(self, task: bytes, name: bytes, path: bytes) -> bool:
         """Tell whether an open file is one of a file server that is mounted here.
@@ -444,10 +488,22 @@ def _mount(path: bytes) -> bytes:
 
 
 def _number(path: bytes) -> bytes:
-    """Return which device a file is, as `Node` has it; empty for none, or one that is gone."""
+    """Return which device a file is, as `_asked`; empty as well for one that is gone, or does not tell.
+
+    Root gets that from FUSE, whose mounts are for their owners alone unless they say otherwise.
+    """
     try:
-        state = os.stat(path)
+        return _asked(path)
     except OSError:
         return b""
+
+
+def _asked(path: bytes) -> bytes:
+    """Return which device a file is, as `Node` has it; empty for none.
+
+    Raises:
+        OSError: it is gone, or this user may not ask.
+    """
+    state = os.stat(path)
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
     return b"%s%d:%d" % (kind, os.major(state.st_rdev), os.minor(state.st_rdev)) if kind else b""

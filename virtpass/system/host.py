@@ -65,6 +65,20 @@ class Host:
         self._worker: Worker | None = None
         self._unanswered: set[str] = set()
 
+    def __enter__(self) -> "Host":
+        """Return the host itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Let the child end that makes accesses for this host; the next access makes another."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
     def path(self, path: str) -> str:
         """Return where ``path`` of the host lies on this machine."""
         return self.root + path

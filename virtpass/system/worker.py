@@ -14,11 +14,13 @@ import errno
 import os
 import select
 
-from virtpass.system import child
+from virtpass.system import child, waiting
 
 # What a pipe takes at once: neither side waits for the other while it sends.
 _LIMIT = 60000
 _HEADER = 4
+# Seconds in which a child ends that nobody asks anything any more.
+_GOING = 1.0
 
 # How a child is called in /proc: this, and the number of its parent. One with another parent lost its own.
 COMMAND = "virtpass"
@@ -101,6 +103,12 @@ class Worker:
         if code := int(number):
             raise OSError(code, os.strerror(code), path)
         return content
+
+    def close(self) -> None:
+        """Let the child end; one that an access keeps is left behind."""
+        if not self.is_lost:
+            self._lose()
+            waiting.wait_for_child(self.pid, _GOING)
 
     def _lose(self) -> None:
         self.is_lost = True
