@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def sound(host: SimulatedHost) -> SimulatedHost:
     host.put(
         "/proc/700/limits", "Max locked memory         unlimited            unlimited            bytes\n"
     )
-    host.put("/proc/meminfo", "HugePages_Total: 0\nHugePages_Free: 0\nHugepagesize: 2048 kB\n")
+    for name in ("nr", "free"):
+        host.put(f"/sys/kernel/mm/hugepages/hugepages-2048kB/{name}_hugepages", "0\n")
     host.put(INTERPRETER)
     return host
 
@@ -581,7 +583,9 @@ def test_nvidia(sound: SimulatedHost) -> None:
     sound.put("/usr/lib/udev/rules.d/71-nvidia.rules", 'RUN+="/sbin/modprobe nvidia-modeset"\n')
     verdict, evidence, _ = said(sound, "nvidia")
     assert verdict is Verdict.WARN
-    assert "where they run, nvidia-persistenced.service keep it in use" in evidence
+    assert "nvidia-persistenced" not in evidence
+    os.makedirs(sound.path("/sys/fs/cgroup/system.slice/nvidia-persistenced.service"))
+    assert "; nvidia-persistenced.service keeps it in use" in said(sound, "nvidia")[1]
     assert "loaded again by /usr/lib/udev/rules.d/71-nvidia.rules" in evidence
 
 
@@ -604,7 +608,26 @@ def test_a_domain_whose_card_has_moved(sound: SimulatedHost) -> None:
 
 
 def test_huge_pages(sound: SimulatedHost) -> None:
-    sound.put("/proc/meminfo", "HugePages_Total: 512\nHugePages_Free: 512\nHugepagesize: 2048 kB\n")
-    assert said(sound, "huge-pages")[0] is Verdict.WARN
-    sound.put("/proc/meminfo", "HugePages_Total: 512\nHugePages_Free: 0\nHugepagesize: 2048 kB\n")
-    assert said(sound, "huge-pages")[0] is Verdict.PASS
+    def pool(size: int, total: int, free: int) -> None:
+        for name, number in (("nr", total), ("free", free)):
+            sound.put(f"/sys/kernel/mm/hugepages/hugepages-{size}kB/{name}_hugepages", f"{number}\n")
+
+    pool(2048, 512, 0)
+    assert said(sound, "huge-pages")[:2] == (Verdict.PASS, "512 huge pages of 2 MiB, 0 of them free")
+    # Each size is a pool of its own.
+    pool(1048576, 8, 8)
+    verdict, evidence, _ = said(sound, "huge-pages")
+    assert (verdict, evidence) == (
+        Verdict.WARN,
+        "8 huge pages of 1024 MiB are set aside, and nobody uses one",
+    )
+
+
+def test_a_kernel_without_huge_pages(sound: SimulatedHost) -> None:
+    shutil.rmtree(sound.path("/sys/kernel/mm/hugepages"), ignore_errors=True)
+    assert said(sound, "huge-pages")[0] is Verdict.UNKNOWN
+
+
+def test_a_libvirt_of_the_user_s_own(sound: SimulatedHost) -> None:
+    verdict, _, fix = said(sound, "libvirt", replace(WELL, libvirt_is_of_session=True))
+    assert (verdict, fix) == (Verdict.FAIL, "virtpass doctor --connect qemu:///system")

@@ -13,7 +13,9 @@ _DRIVERCTL = "/etc/driverctl.d"
 _RULES = ("/etc/udev/rules.d", "/usr/lib/udev/rules.d", "/lib/udev/rules.d")
 _NVIDIA_UNITS = ("nvidia-persistenced.service", "nvidia-powerd.service")
 _UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-_MEMORY = "/proc/meminfo"
+# Of units that run.
+_RUNNING = "/sys/fs/cgroup/system.slice"
+_POOLS = "/sys/kernel/mm/hugepages"
 
 
 def _overrides(scene: Scene) -> list[Finding]:
@@ -97,7 +99,8 @@ def _nvidia(scene: Scene) -> list[Finding]:
         for name in scene.host.names(base)
         if "nvidia" in name and "modprobe" in (scene.host.read(f"{base}/{name}") or "")
     ]
-    more = f"; where they run, {', '.join(units)} keep it in use" if units else ""
+    running = [unit for unit in units if scene.host.exists(f"{_RUNNING}/{unit}")]
+    more = f"; {', '.join(running)} {'keeps' if len(running) == 1 else 'keep'} it in use" if running else ""
     more += f"; loaded again by {', '.join(rules)}" if rules else ""
     return [
         Finding(
@@ -150,17 +153,22 @@ def _domains(scene: Scene) -> list[Finding]:
 
 
 def _huge_pages(scene: Scene) -> list[Finding]:
-    fields = dict(line.split(":", 1) for line in (scene.host.read(_MEMORY) or "").splitlines() if ":" in line)
-    try:
-        total, free = (int(fields[name].split()[0]) for name in ("HugePages_Total", "HugePages_Free"))
-        size = int(fields["Hugepagesize"].split()[0])
-    except (KeyError, ValueError, IndexError):
-        return [Finding(Verdict.UNKNOWN, "the kernel tells nothing of huge pages")]
-    if total and total == free:
-        what = f"{total} huge pages of {size // 1024} MiB are set aside, and nobody uses one"
-        fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"
-        return [Finding(Verdict.WARN, what, fix)]
-    return [passed(f"{total} huge pages of {size // 1024} MiB, {free} of them free")]
+    found = []
+    # One directory for each size of a page; /proc/meminfo has the usual one only.
+    for name in scene.host.names(_POOLS):
+        size = name.removeprefix("hugepages-").removesuffix("kB")
+        texts = [scene.host.read(f"{_POOLS}/{name}/{one}_hugepages") or "" for one in ("nr", "free")]
+        if not all(one.isascii() and one.isdigit() for one in (size, *texts)):
+            continue
+        total, free = map(int, texts)
+        pages = f"{total} huge pages of {int(size) // 1024} MiB"
+        if total and total == free:
+            what = f"{pages} are set aside, and nobody uses one"
+            fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"
+            found.append(Finding(Verdict.WARN, what, fix))
+        else:
+            found.append(passed(f"{pages}, {free} of them free"))
+    return found or [Finding(Verdict.UNKNOWN, "the kernel tells nothing of huge pages")]
 
 
 CHECKS = (

@@ -148,6 +148,9 @@ def _others(scene: Scene) -> list[Finding]:
 
 def _daemon(scene: Scene) -> list[Finding]:
     outside = scene.outside
+    if outside.libvirt_version and outside.libvirt_is_of_session:
+        what = "this connection leads to a user's own libvirt, which cannot give devices away"
+        return [Finding(Verdict.FAIL, what, "virtpass doctor --connect qemu:///system")]
     if outside.libvirt_version:
         kind = (
             f"{outside.daemon}, {_KINDS[outside.daemon]}" if outside.daemon in _KINDS else "started on demand"
@@ -166,13 +169,11 @@ def _member(scene: Scene) -> list[Finding]:
         return [passed("root looks, who may everything")]
     if "libvirt" in outside.groups:
         return [passed(f"{outside.user} is in the group libvirt")]
-    user = outside.user or "this user"
-    what = f"{user} is not in the group libvirt: virt-manager asks for a password"
-    return [
-        Finding(
-            Verdict.WARN, what, f"sudo usermod -aG libvirt {shlex.quote(outside.user)} # then log in anew"
-        )
-    ]
+    if not outside.user:
+        return [Finding(Verdict.UNKNOWN, "this user has no name")]
+    what = f"{outside.user} is not in the group libvirt: virt-manager asks for a password"
+    fix = f"sudo usermod -aG libvirt {shlex.quote(outside.user)} # then log in anew"
+    return [Finding(Verdict.WARN, what, fix)]
 
 
 def _locked_memory(scene: Scene) -> list[Finding]:

@@ -23,6 +23,7 @@ class Outside:
         libvirt_problem: why it does not answer; empty when it does.
         libvirt_remedy: what to do then; empty where nothing is known but that no daemon runs.
         libvirt_refuses: whether it answers, but not to this user.
+        libvirt_is_of_session: whether it is one that a user has for himself.
         daemon: the unit of the daemon that runs domains, such as "libvirtd.service"; empty when none runs.
         daemon_process: its process number, None for none.
         daemon_looked: when it last looked for hooks: its start or reload, in seconds since the epoch; None
@@ -48,6 +49,7 @@ class Outside:
     libvirt_problem: str = ""
     libvirt_remedy: str = ""
     libvirt_refuses: bool = False
+    libvirt_is_of_session: bool = False
     daemon: str = ""
     daemon_process: int | None = None
     daemon_looked: float | None = None

@@ -100,6 +100,7 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         libvirt_problem=problem,
         libvirt_remedy=remedy,
         libvirt_refuses=is_refused,
+        libvirt_is_of_session=uri.partition("?")[0].endswith("/session"),
         daemon=unit or "",
         daemon_process=process,
         daemon_looked=looked,

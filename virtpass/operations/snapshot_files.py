@@ -240,7 +240,10 @@ TABLE: tuple[tuple[str, Keep], ...] = (
     ("/sys/fs/cgroup/cgroup.controllers", _attribute),
     ("/sys/fs/cgroup/{user.slice,system.slice,machine.slice,init.scope}/cpuset.cpus", _attribute),
     ("/sys/fs/cgroup/{user.slice,system.slice,machine.slice,init.scope}", _present),
-    ("/sys/fs/cgroup/system.slice/{ssh.service,sshd.service,*dm.service,greetd.service}", _present),
+    (
+        "/sys/fs/cgroup/system.slice/{ssh.service,sshd.service,*dm.service,greetd.service,nvidia-*.service}",
+        _present,
+    ),
     ("/sys/fs/cgroup/system.slice/system-getty.slice/getty@*", _present),
     ("/sys/fs/cgroup/system.slice/system-serial\\x2dgetty.slice/*", _present),
     # bootloader
