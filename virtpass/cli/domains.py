@@ -18,6 +18,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
+from virtpass.system.recorded import RecordedHost
 from virtpass.system.recorded_libvirt import connect
 
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -126,6 +127,7 @@ def show(host: Host, name: str, as_json: bool, uri: str) -> None:
 @options.as_json
 @options.dry_run
 @options.connect
+@options.snapshot
 @click.pass_obj
 def set_or_show_policy(
     host: Host, name: str, settings: tuple[str, ...], as_json: bool, dry_run: bool, uri: str
@@ -138,9 +140,11 @@ def set_or_show_policy(
     if changes:
         if as_json:
             raise UsageError("policy", "--json shows the policy, and goes without KEY=VALUE")
+        if isinstance(host, RecordedHost):
+            raise UsageError("policy", "a domain in a snapshot is only looked at, so without KEY=VALUE")
         _change(uri, lambda connection: domains.set_policy(connection, host, name, changes, dry_run=dry_run))
         return
-    with Connection.open(uri) as connection:
+    with connect(host, uri) as connection:
         policy = domains.policy(connection, name)
     if as_json:
         say_json(

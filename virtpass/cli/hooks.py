@@ -1,7 +1,10 @@
 """``virtpass hook``."""
 
+from __future__ import annotations
+
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,11 +13,13 @@ from virtpass.cli.groups import Group
 from virtpass.cli.output import is_plain, note, say, say_fact, say_facts, say_json
 from virtpass.hook.install import HookStatus
 from virtpass.hook.request import MAX_XML
-from virtpass.operations import hooks, rehearsal
-from virtpass.operations.rehearsal import Rehearsal
+from virtpass.operations import hooks
 from virtpass.system.errors import EXIT_FAILED, UsageError, one_line
 from virtpass.system.host import Host
 from virtpass.system.tasks import under_way
+
+if TYPE_CHECKING:
+    from virtpass.operations.rehearsal import Rehearsal
 
 STATES = {
     "absent": "not installed",
@@ -70,11 +75,14 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     DOMAIN is a name or a UUID, or - for the XML of a domain (virsh dumpxml) on standard input. The exit
     status is 1 if the start would be refused.
     """
+    # Not at the top: it needs all that a start may do, and the overview only says how the hook is.
+    from virtpass.operations.rehearsal import rehearse as rehearsed
+
     host: Host = context.obj
     xml = _xml(host, domain, uri)
     try:
         with under_way("looking at the devices, and who uses them"):
-            found = rehearsal.rehearse(host, xml)
+            found = rehearsed(host, xml)
     except UsageError as error:
         if domain != "-":
             raise

@@ -23,6 +23,7 @@ def mdev() -> None:
 @mdev.command()
 @click.argument("address", type=options.ADDRESS, required=False)
 @options.as_json
+@options.snapshot
 @click.pass_obj
 def types(host: Host, address: PciAddress | None, as_json: bool) -> None:
     """List the types of mediated devices that a device offers, or all devices, with those that exist."""
