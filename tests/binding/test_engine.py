@@ -251,13 +251,17 @@ def test_a_driver_that_hangs_is_left_and_the_rest_comes_back(host: SimulatedHost
 def test_a_device_that_a_guest_still_uses_is_not_touched(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_CLOSING", 0.1)
+    monkeypatch.setattr(engine, "CLOSING", 0.1)
     lend(host, CARD, AUDIO)
     host.busy_groups.add(10)
     host.calls.clear()
-    problems = give_back(host)
+    told: list[tuple[object, ...]] = []
+    journal = read_journal(host, GUEST)
+    assert journal is not None
+    problems = [one.what for one in engine.give_back(host, journal, tell=lambda *one: told.append(one))]
     assert any("still used by a running virtual machine" in problem for problem in problems)
     assert host.calls == []
+    assert [one[:2] for one in told] == [("wait", "until no virtual machine has the devices open")]
     host.busy_groups.clear()
     assert give_back(host) == []
     assert drivers(host, CARD, AUDIO) == ["bochs-drm", "snd_hda_intel"]

@@ -340,7 +340,7 @@ def test_a_write_that_is_still_on_its_way_is_not_overtaken(
     """The hook was killed, and its child is in the write: no functions yet, and a mark."""
     set_functions(card, NIC, 2, on_demand=True)
     card.write_attribute(f"{PF}/sriov_numvfs", "0", 1.0)
-    monkeypatch.setattr(engine, "wait_for_orphans", lambda host: False)
+    monkeypatch.setattr(engine, "wait_for_orphans", lambda *_: False)
     assert stops(card, FIRST) == 0
     recover(card, nobody)
     assert card.exists(f"{MARKS}/{NIC}")
@@ -356,7 +356,7 @@ def test_a_stop_waits_for_a_write_only_where_functions_may_go(
 ) -> None:
     waits: list[None] = []
 
-    def wait(host: SimulatedHost) -> bool:
+    def wait(host: SimulatedHost, *_: object) -> bool:
         waits.append(None)
         return True
 
@@ -380,7 +380,7 @@ def test_what_a_late_write_has_made_is_seen(card: SimulatedHost, monkeypatch: py
     set_functions(card, NIC, 2, on_demand=True)
     card.write_attribute(f"{PF}/sriov_numvfs", "0", 1.0)
 
-    def wait(host: SimulatedHost) -> bool:
+    def wait(host: SimulatedHost, *_: object) -> bool:
         host.write_attribute(f"{PF}/sriov_numvfs", "2", 1.0)
         return True
 
@@ -483,12 +483,13 @@ def test_what_a_rehearsal_says(card: SimulatedHost) -> None:
     found = rehearse(card, domain_xml(SECOND).decode())
     assert found.problem is None
     assert [step.text for step in found.steps] == [
+        "wait for others who move devices",
         f"make 2 virtual functions of {NIC}; what does not exist yet ({SECOND}) can be checked only then",
         "check the devices, their group, and who uses them",
         f"{SECOND}: set driver_override to vfio-pci",
         f"{SECOND}: let vfio-pci bind it",
     ]
-    assert found.steps[0].bound == functions.DEADLINE
+    assert found.steps[1].bound == functions.DEADLINE
     assert (card.calls, seen(card)) == ([], (0, True))
     assert starts(card, SECOND) == 0
     assert [path.rpartition("/")[2] for path, _ in card.calls] == [

@@ -219,7 +219,7 @@ def test_an_answer_beyond_all_measure_is_none(plain: SimulatedHost, monkeypatch:
 def test_dependents_that_are_not_told_are_not_taken_for_none(
     plain: SimulatedHost, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
-    monkeypatch.setattr(services, "_ASK_DEADLINE", 1.0)
+    monkeypatch.setattr(services, "ASK_DEADLINE", 1.0)
     systemctl(plain, script)
     with pytest.raises(FailedError, match=words) as caught:
         services.taken_along(plain, [MANAGER])

@@ -194,7 +194,7 @@ def seconds_to_give_back(host: SimulatedHost) -> float:
 def test_the_last_write_of_a_killed_hook_is_waited_for(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    monkeypatch.setattr(engine, "_ORPHANS", 0.4)
+    monkeypatch.setattr(engine, "ORPHANS", 0.4)
     orphan(host, 1, program=program)
     assert seconds_to_give_back(host) >= 0.4
 
@@ -203,7 +203,7 @@ def test_the_last_write_of_a_killed_hook_is_waited_for(
 def test_a_child_with_its_parent_one_that_has_ended_and_one_that_hangs_are_not(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, parent: int, state: str, age: int
 ) -> None:
-    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    monkeypatch.setattr(engine, "ORPHANS", 5.0)
     orphan(host, parent, state=state, age=age)
     assert seconds_to_give_back(host) < 4
 
@@ -226,7 +226,7 @@ def test_a_child_with_its_parent_one_that_has_ended_and_one_that_hangs_are_not(
 def test_a_process_of_somebody_else_delays_nothing(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch, name: str, status: str, program: str
 ) -> None:
-    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    monkeypatch.setattr(engine, "ORPHANS", 5.0)
     orphan(host, 1, name=name, status=status, program=program)
     assert seconds_to_give_back(host) < 4
 
@@ -240,7 +240,7 @@ def test_an_attribute_that_a_killed_hook_may_still_change_stays_on_record(
     desk.put(path, "auto\n")
     journal = begun(desk)
     journal.add((attributes.ATTRIBUTE, path, "auto", "on"))
-    monkeypatch.setattr(engine, "_ORPHANS", 0.1)
+    monkeypatch.setattr(engine, "ORPHANS", 0.1)
     orphan(desk, 1)
 
     def comes_to_write() -> None:
@@ -263,7 +263,7 @@ def test_an_attribute_that_a_killed_hook_may_still_change_stays_on_record(
                 comes_to_write()
             return orphans(host)
 
-        monkeypatch.setattr(engine, "_ORPHANS", 0.0)
+        monkeypatch.setattr(engine, "ORPHANS", 0.0)
         monkeypatch.setattr(engine, "orphans", look)
     assert engine.give_back(desk, journal) == []
     assert (desk.read(path), journals(desk)) == ("auto", [])
@@ -288,8 +288,23 @@ def test_nothing_is_written_to_a_device_whose_driver_hangs(desk: Desktop) -> Non
 def test_where_a_device_is_stuck_its_child_is_not_waited_for_long(
     host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_ORPHANS", 5.0)
+    monkeypatch.setattr(engine, "ORPHANS", 5.0)
     monkeypatch.setattr(engine, "_STUCK_ORPHANS", 0.1)
     engine.mark_stuck(host, CARD, "unbind")
     orphan(host, 1)
     assert 0.1 <= seconds_to_give_back(host) < 4
+
+
+def test_a_wait_for_what_a_killed_hook_has_left_is_told(
+    host: SimulatedHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[object, ...]] = []
+    assert engine.wait_for_orphans(host, lambda *one: told.append(one))
+    assert told == []
+    monkeypatch.setattr(engine, "ORPHANS", 0.2)
+    orphan(host, 1)
+    assert not engine.wait_for_orphans(host, lambda *one: told.append(one))
+    ((step, detail, seconds),) = told
+    assert (step, detail) == ("wait", "for the last access of a hook that was killed")
+    assert isinstance(seconds, float)
+    assert 0.15 < seconds < 4

@@ -293,14 +293,14 @@ def test_the_command_without_a_terminal(
     # What it comes to stands below what changes line by line, and with it what the domain's start will do.
     assert out.index("+    <hostdev") < out.index("\nCard     ") < out.index("\nHost     is ready\n")
     assert f"\nDomain   guest gets {CARD}, {AUDIO}\n" in out
-    assert "\nAt the next start of guest:\n 1. check the devices" in out
+    assert "\nAt the next start of guest:\n 1. wait for others who move devices" in out
     assert out.endswith("guest would start; all of this is undone when it stops\n")
     assert xml(connection) == before
     assert not host.exists(HOOK)
 
     status, out, err = command(host, capfd, *arguments, "--yes")
     assert status == 0
-    assert "At the next start of guest:\n 1. check the devices" in out
+    assert "At the next start of guest:\n 1. wait for others who move devices" in out
     assert err.splitlines()[-1] == "next: virsh start guest, or the button in virt-manager"
     assert xml(connection) != before
     # A second time there is nothing to do, and the same check at the end.

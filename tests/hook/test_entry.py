@@ -3,10 +3,13 @@
 import os
 import shlex
 import shutil
+import threading
+from collections.abc import Callable
 from xml.sax.saxutils import escape
 
 import pytest
 
+from tests.pci.test_isolation import OTHER_USB, USB, keyboard
 from tests.simulation import (
     AUDIO,
     CARD,
@@ -16,13 +19,17 @@ from tests.simulation import (
     OTHER,
     PORT,
     SHARED,
+    SPARE,
     TWIN,
     SimulatedHost,
     domain_xml,
 )
+from virtpass.binding import engine, power
 from virtpass.binding.journal import journals
 from virtpass.hook import entry
+from virtpass.hook import report as report_module
 from virtpass.hook.entry import run
+from virtpass.operations.hand_overs import parse_line
 from virtpass.operations.mediated_devices import create
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -351,3 +358,99 @@ def test_a_desktop_that_may_go_is_asked(host: SimulatedHost, capfd: Captured) ->
     shutil.rmtree(host.path("/proc/7000001"))
     assert run(host, "prepare", xml) == 0
     assert sysfs.driver(host, CARD) == "vfio-pci"
+
+
+def test_all_keyboards_do_not_go_at_once(host: SimulatedHost, capfd: Captured) -> None:
+    host.put("/proc/bus/input/devices", keyboard("A", USB) + keyboard("B", OTHER_USB))
+    line = refused(host, capfd, domain_xml(SPARE, TWIN))
+    assert f"has, together with {TWIN}, the last keyboards of this host" in line
+    assert str(SPARE) in line
+
+
+def test_nor_one_after_the_other(host: SimulatedHost, capfd: Captured) -> None:
+    host.put("/proc/bus/input/devices", keyboard("A", USB) + keyboard("B", OTHER_USB))
+    assert run(host, "prepare", domain_xml(SPARE)) == 0
+    # Its driver is gone, and the keyboards behind it with that.
+    host.put("/proc/bus/input/devices", keyboard("B", OTHER_USB))
+    assert run(host, "prepare", domain_xml(TWIN, uuid=OTHER, name="second")) == 1
+    assert f"{TWIN} has the only keyboard of this host" in capfd.readouterr().err
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What the hook tells the system's log."""
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(report_module, "send", lambda _, line: told.append(parse_line(line) or {}))
+    return told
+
+
+def steps_of(log: list[dict[str, str]]) -> list[str]:
+    return [line["step"] for line in log if "step" in line]
+
+
+@pytest.mark.parametrize("display", ["refuse", "hand-over"])
+def test_the_last_screen_goes_with_a_warning_whatever_the_policy(
+    host: SimulatedHost, log: list[dict[str, str]], display: str
+) -> None:
+    real = host.real_path(f"/sys/bus/pci/devices/{CARD}")
+    host.put(f"{real}/drm/card0/dev", "226:0\n")
+    host.link("/sys/class/drm/card0", f"{real}/drm/card0")
+    host.put("/usr/bin/udevadm")
+    xml = domain_xml(CARD, metadata=policy(display=display))
+    assert run(host, "prepare", xml) == 0
+    (warning,) = [line["detail"] for line in log if line.get("step") == "warning"]
+    assert "nobody can log in" in warning
+    # With a hand-over before the driver may be unloaded, too.
+    assert steps_of(log).count("override") == (4 if display == "hand-over" else 2)
+    log.clear()
+    # Somebody can.
+    assert run(host, "prepare", domain_xml(NIC, uuid=OTHER, metadata=policy(display=display))) == 0
+    assert "warning" not in steps_of(log)
+
+
+def test_what_takes_no_time_has_no_line(host: SimulatedHost, log: list[dict[str, str]]) -> None:
+    host.put(f"/sys/bus/pci/devices/{NIC}/power/control", "on\n")
+    assert run(host, "prepare", domain_xml(NIC)) == 0
+    assert steps_of(log) == ["check", "override", "unbind", "probe"]
+    log.clear()
+    assert run(host, "release", domain_xml(NIC)) == 0
+    assert steps_of(log) == ["override", "unbind", "probe", "override"]
+
+
+def test_a_wait_for_the_lock_is_told(host: SimulatedHost, log: list[dict[str, str]]) -> None:
+    held = engine.lock(host)
+    timer = threading.Timer(0.3, os.close, [held])
+    timer.start()
+    assert run(host, "prepare", domain_xml(NIC)) == 0
+    timer.join()
+    assert (log[0]["step"], log[0]["detail"]) == ("wait", "for others who move devices")
+    assert 100 <= int(log[0]["ms"]) < 5000
+    assert log[0]["domain"] == "guest"
+
+
+def test_a_device_that_is_slow_to_wake_is_told(
+    host: SimulatedHost, log: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> None:
+        threading.Event().wait(0.15)
+
+    def failing(*_: object) -> None:
+        raise FailedError("attribute", "the kernel refused")
+
+    monkeypatch.setattr(power, "keep_awake", slow)
+    assert run(host, "prepare", domain_xml(NIC)) == 0
+    assert [line["detail"] for line in log if line.get("step") == "awake"] == [str(NIC)]
+    log.clear()
+    monkeypatch.setattr(power, "keep_awake", failing)
+    assert run(host, "prepare", domain_xml(TWIN, uuid=OTHER)) == 1
+    assert [line["problem"] for line in log if line.get("step") == "awake"] == ["the kernel refused"]
+
+
+def test_what_others_had_left_is_told_where_it_takes_time(
+    host: SimulatedHost, log: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Callable[[], object]] = [lambda: threading.Event().wait(0.15), lambda: None]
+    monkeypatch.setattr(entry, "release_late", lambda _: waits.pop(0)())
+    assert run(host, "prepare", domain_xml(NIC)) == 0
+    assert log[0]["detail"] == "what others had left to be given back"
+    assert steps_of(log).count("free") == 1

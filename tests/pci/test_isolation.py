@@ -204,6 +204,28 @@ def test_one_of_two_keyboards_may_go(host: SimulatedHost) -> None:
     assert verdict(host, SPARE).level is Level.READY
 
 
+USB = f"/devices/pci0000:00/{SPARE}/usb1/1-1/input/input3"
+OTHER_USB = f"/devices/pci0000:00/{TWIN}/usb2/2-1/input/input4"
+
+
+def test_of_two_controllers_with_keyboards_one_may_go_and_not_both(host: SimulatedHost) -> None:
+    host.put("/proc/bus/input/devices", keyboard("A", USB) + keyboard("B", OTHER_USB) + POWER_BUTTON)
+    assert verdict(host, SPARE).level is verdict(host, TWIN).level is Level.READY
+    assert verdict(host, SPARE, SPARE, NIC).level is Level.READY
+    both = verdict(host, SPARE, SPARE, TWIN)
+    assert both.level is Level.BLOCKED
+    assert both.reasons[0].text == f"it has, together with {TWIN}, the last keyboards"
+    # What goes with them is not to blame.
+    assert verdict(host, NIC, SPARE, TWIN, NIC).level is Level.READY
+
+
+def test_two_controllers_with_keyboards_may_go_where_a_third_keyboard_stays(host: SimulatedHost) -> None:
+    ps2 = "/devices/platform/i8042/serio0/input/input1"
+    found = keyboard("A", USB) + keyboard("B", OTHER_USB) + keyboard("C", ps2)
+    host.put("/proc/bus/input/devices", found)
+    assert verdict(host, SPARE, SPARE, TWIN).level is Level.READY
+
+
 def test_a_keyboard_that_a_program_made_does_not_count(host: SimulatedHost) -> None:
     usb = f"/devices/pci0000:00/{SPARE}/usb1/1-1/input/input3"
     host.put("/proc/bus/input/devices", keyboard("A", usb) + keyboard("B", "/devices/virtual/input/input9"))

@@ -34,6 +34,8 @@ _UDEVADM = "/usr/bin/udevadm"
 SESSION_DEADLINE = 10.0
 _NODE_DEADLINE = 15.0
 _SETTLE = 10
+# Of the wait for all nodes of a hand-over.
+NODES_BOUND = _NODE_DEADLINE + _SETTLE + 1.0
 # Between two looks at who still has the card, when none of those who had it ends.
 _LOOK = 0.2
 # A session that ends may let another program have the card for a moment, such as the login screen.

@@ -35,6 +35,9 @@ FORGOTTEN = (RELEASE_STEP, GONE)
 # Where steps of the administrator's are. Here, because most domains do without the module that runs them.
 STEPS_DIRECTORY = "/etc/virtpass/hooks.d"
 
+# Seconds. A line in the log takes its time too, and a wait that is over sooner is not worth one.
+NOTICED = 0.1
+
 # Effects whose undo starts something, or waits for what does.
 _STARTING = frozenset(("unit", "user-units", "display"))
 
@@ -48,6 +51,19 @@ _NEVER = frozenset((errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.ENXIO))
 
 def nobody(*_: object) -> None:
     """Ignore what is told."""
+
+
+def tell_wait(tell: Tell, detail: str, began: float) -> None:
+    """Tell of a wait that has ended, unless it was too short to be noticed.
+
+    Args:
+        tell: is told: "wait", for what, and how many seconds it took.
+        detail: for what.
+        began: when, on the monotonic clock.
+    """
+    seconds = time.monotonic() - began
+    if seconds >= NOTICED:
+        tell("wait", detail, seconds)
 
 
 def gone(what: str, error: OSError) -> FailedError | OSError:

@@ -13,7 +13,7 @@ import os
 import time
 
 from virtpass.binding import effects
-from virtpass.binding.effects import nobody
+from virtpass.binding.effects import nobody, tell_wait
 from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
@@ -36,11 +36,11 @@ DEADLINE = 30.0
 MODULE_DEADLINE = 30.0
 
 # Seconds that the kernel may take to close the group of a domain that has just ended.
-_CLOSING = 5.0
+CLOSING = 5.0
 
 # Seconds for the last access of a killed hook's child; huge pages take some. The second: where a device is
 # stuck.
-_ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
+ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
 # Seconds. Older ones hang, though no device is marked for it, and will not write in this moment of all.
 _ORPHAN_AGE = 300.0
 # What runs hooks and commands, whichever version: `python3.11`.
@@ -202,15 +202,19 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
     return overrides + unbinds + probes + restored
 
 
-def override_all(host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset()) -> None:
+def override_all(
+    host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset(), *, tell: Tell = nobody
+) -> None:
     """Set the override of devices before their driver goes, so that no other takes them in between.
+
+    Arguments as for `lend`.
 
     Raises:
         FailedError: the kernel refused.
     """
     for step in steps_to_lend(homes, free):
         if step[1] == OVERRIDE:
-            apply(host, step)
+            _apply_and_tell(host, step, tell)
 
 
 def lend(
@@ -284,13 +288,13 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
         what could not be done; when there is nothing, each device is back, or gone from the host, or with a
         driver that somebody else gave it, and the journal is removed.
     """
-    wait_for_orphans(host)
+    wait_for_orphans(host, tell)
     for _ in range(_ATTEMPTS):
         now, problems = present_state(host, journal)
         steps = steps_to_give_back(journal.homes, now)
         if not steps:
             break
-        if busy := _busy_after_a_while(host, [step[0] for step in steps if step[1] == UNBIND]):
+        if busy := _busy_after_a_while(host, [step[0] for step in steps if step[1] == UNBIND], tell):
             return [*problems, busy]
         failed: set[PciAddress] = set()
         for step in steps:
@@ -317,22 +321,30 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
     return problems
 
 
-def wait_for_orphans(host: Host) -> bool:
+def wait_for_orphans(host: Host, tell: Tell = nobody) -> bool:
     """Wait, with a bound, until the child of a killed hook has made its last access.
 
     What it writes late would come after its undo. A child that hangs with a device stays for ever: where one
     is known to, it is not waited for long.
 
+    Args:
+        host: the host.
+        tell: is told if it took noticeably long.
+
     Returns:
         whether there is none any more.
     """
-    deadline = _STUCK_ORPHANS if host.names(STUCK_DIRECTORY) else _ORPHANS
+    deadline = _STUCK_ORPHANS if host.names(STUCK_DIRECTORY) else ORPHANS
     end = time.monotonic() + deadline
+    began = 0.0
     while left := orphans(host):
-        seconds = end - time.monotonic()
-        if seconds <= 0:
+        now = time.monotonic()
+        if now >= end:
             break
-        waiting.wait_for_end(left, seconds)
+        began = began or now
+        waiting.wait_for_end(left, end - now)
+    if began:
+        tell_wait(tell, "for the last access of a hook that was killed", began)
     return not left
 
 
@@ -510,21 +522,24 @@ def load_module(host: Host, name: str) -> None:
     host.run(["/sbin/modprobe", "-b", "--", name], MODULE_DEADLINE)
 
 
-def _busy_after_a_while(host: Host, addresses: list[PciAddress]) -> FailedError | None:
+def _busy_after_a_while(host: Host, addresses: list[PciAddress], tell: Tell) -> FailedError | None:
     """Wait until nobody has the groups of devices open: taking a device from vfio-pci would never end before.
 
     Returns:
         an error when somebody still has after some seconds.
     """
-    end = time.monotonic() + _CLOSING
+    busy = None
+    began = time.monotonic()
     for address in addresses:
-        while sysfs.group_is_open(host, address):
-            if time.monotonic() >= end:
+        while busy is None and sysfs.group_is_open(host, address):
+            if time.monotonic() >= began + CLOSING:
                 what = f"{address} is still used by a running virtual machine"
-                return FailedError("in-use", what, "shut it down first")
-            # Nobody tells of its last close.
-            time.sleep(waiting.OFTEN)
-    return None
+                busy = FailedError("in-use", what, "shut it down first")
+            else:
+                # Nobody tells of its last close.
+                time.sleep(waiting.OFTEN)
+    tell_wait(tell, "until no virtual machine has the devices open", began)
+    return busy
 
 
 def mark_stuck(host: Host, address: PciAddress, action: str) -> None:

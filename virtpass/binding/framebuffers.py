@@ -174,7 +174,7 @@ def bind_again(host: Host, fields: tuple[str, ...]) -> None:
     engine.refuse_stuck(host, card)
     name = f"the framebuffer of the firmware on {card} ({device})"
     if not host.exists(f"{_DEVICES}/{device}"):
-        if _has_display(host, card):
+        if has_display(host, card):
             return
         raise FailedError(GONE, f"{name} does not come back before the next boot: the kernel has removed it")
     if _is_bound(host, device):
@@ -189,6 +189,12 @@ def bind_again(host: Host, fields: tuple[str, ...]) -> None:
     if not _is_bound(host, device):
         # It would be so at each attempt, and must not keep the domain from starting for ever.
         raise FailedError(GONE, f"{name} does not come back: {refusal or 'no driver took it'}")
+
+
+def has_display(host: Host, address: PciAddress) -> bool:
+    """Tell whether a driver of the host shows pictures with a device."""
+    path = sysfs.device_path(address)
+    return bool(host.names(f"{path}/drm") or host.names(f"{path}/graphics"))
 
 
 def _unbind(host: Host, driver: str, device: str, card: PciAddress) -> None:
@@ -291,11 +297,6 @@ def _is_evicted(host: Host, card: PciAddress) -> bool:
         return False
     major, minor, *_ = [*(host.read("/proc/sys/kernel/osrelease") or "").split("."), "", ""]
     return not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) >= _EVICTS
-
-
-def _has_display(host: Host, card: PciAddress) -> bool:
-    path = sysfs.device_path(card)
-    return bool(host.names(f"{path}/drm") or host.names(f"{path}/graphics"))
 
 
 def _is_bound(host: Host, device: str) -> bool:

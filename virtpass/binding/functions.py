@@ -384,7 +384,7 @@ def take_back(host: Host, had: list[PciAddress] | None = None, tell: Tell = nobo
             if _idle_now(host, address, had) is None:
                 continue
             if is_settled is None:
-                is_settled = engine.wait_for_orphans(host)
+                is_settled = engine.wait_for_orphans(host, tell)
             if is_settled and (device := _idle_now(host, address, had)) is not None:
                 removed = device.number
                 remove(host, device)

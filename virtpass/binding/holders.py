@@ -22,7 +22,7 @@ _LOGIND = "systemd-logind"
 
 # Seconds: of an attribute, and of one look at all processes.
 _DEADLINE = 10.0
-_LOOK_DEADLINE = 15.0
+LOOK_DEADLINE = 15.0
 
 # Of a block device, which has numbers of its own beside those of character devices.
 _BLOCK = ("DEVTYPE=disk", "DEVTYPE=partition")
@@ -87,7 +87,7 @@ def holders(host: Host, addresses: list[PciAddress]) -> list[tuple[int, str, str
     processes = [name for name in host.names("/proc") if name.isdigit()]
     # A process that hangs in the kernel, perhaps with another device, must not stop every start: `unseen`
     # tells of it.
-    found = host.using(processes, nodes, _LOOK_DEADLINE)
+    found = host.using(processes, nodes, LOOK_DEADLINE)
     return sorted((int(process), _program(host, process), node) for process, node in found.items())
 
 

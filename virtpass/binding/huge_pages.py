@@ -39,7 +39,7 @@ _GOT, _BACK, _HOME = "huge-pages-got", "huge-pages-back", "huge-pages-home"
 
 _COMPACT = "/proc/sys/vm/compact_memory"
 # The kernel may have to move memory about for each page.
-_DEADLINE = 60.0
+DEADLINE = 60.0
 
 
 class Addition:
@@ -106,7 +106,7 @@ def plan(host: Host, uuid: str, demand: Demand) -> list[Addition]:
 
 def bound(addition: Addition) -> float:
     """Return the seconds after which an addition is given up: a write, compaction, and a write again."""
-    return 3 * _DEADLINE if addition.lacking else 0.0
+    return 3 * DEADLINE if addition.lacking else 0.0
 
 
 def take(host: Host, journal: Journal, additions: list[Addition]) -> list[str]:
@@ -180,7 +180,7 @@ def give_back(host: Host, fields: tuple[str, ...]) -> None:
         return
     if _BACK not in known:
         journal.add((_BACK, uuid, size, node, str(present)))
-    host.write_attribute(f"{pool.path}/nr_hugepages", str(max(present - added, 0)), _DEADLINE)
+    host.write_attribute(f"{pool.path}/nr_hugepages", str(max(present - added, 0)), DEADLINE)
     try:
         journal.add((_HOME, uuid, size, node))
     except (VirtpassError, OSError):
@@ -289,7 +289,7 @@ def _refuse_too_much(host: Host, additions: list[Addition]) -> None:
 
 def _write(host: Host, one: Addition) -> None:
     try:
-        host.write_attribute(f"{one.pool.path}/nr_hugepages", str(one.new), _DEADLINE)
+        host.write_attribute(f"{one.pool.path}/nr_hugepages", str(one.new), DEADLINE)
     except OSError as error:
         raise RefusedError(
             "huge-pages",
@@ -300,7 +300,7 @@ def _write(host: Host, one: Addition) -> None:
 
 def _compact(host: Host) -> None:
     try:
-        host.write_attribute(_COMPACT, "1", _DEADLINE)
+        host.write_attribute(_COMPACT, "1", DEADLINE)
     except OSError:
         # A kernel without it. Whether there are enough pages then is looked at afterwards.
         pass

@@ -20,6 +20,8 @@ DRIVER = sysfs.NVIDIA
 MODULE = "module"
 
 DEADLINE = 30.0
+# Of a module that is loaded again: until it may be, and until it is.
+LOAD_BOUND = 2 * DEADLINE
 # Seconds for an rmmod to come to the kernel, which is the first thing that it does.
 _PROGRAM_DEADLINE = 5.0
 _MOVING = ("going", "coming")

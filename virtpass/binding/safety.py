@@ -60,7 +60,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
     Raises:
         RefusedError: naming what or who uses one of them.
     """
-    needed = used_by_host(host)
+    needed = used_by_host(host, addresses)
     for address in addresses:
         refuse_open_group(host, address)
         if phrases := needed.get(address):

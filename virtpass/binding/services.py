@@ -21,7 +21,9 @@ UNIT = "unit"
 # unless the service says otherwise, and those that are stopped together have that time together.
 STOP_DEADLINE = 100.0
 _START_DEADLINE = 60.0
-_ASK_DEADLINE = 10.0
+# Of one that is started again: its failures are forgotten first.
+START_BOUND = 2 * _START_DEADLINE
+ASK_DEADLINE = 10.0
 
 # Which units go down with a unit: those that have Requires=, Requisite=, BindsTo= or PartOf= for it, and
 # those that it names itself (UNIT_ATOM_PROPAGATE_STOP in systemd's src/core/unit-dependency-atom.c).
@@ -129,7 +131,7 @@ def _taken(host: Host, units: list[str]) -> tuple[list[tuple[str, str]], dict[st
     Raises:
         FailedError: systemd does not tell.
     """
-    end = time.monotonic() + _ASK_DEADLINE
+    end = time.monotonic() + ASK_DEADLINE
     causes = {unit: unit for unit in units}
     found: list[tuple[str, str]] = []
     told: dict[str, dict[str, str]] = {}
@@ -204,7 +206,7 @@ def host_is_stopping(host: Host) -> bool:
     down for that.
     """
     try:
-        _, output = host.run_program([SYSTEMCTL, "is-system-running"], {}, _ASK_DEADLINE)
+        _, output = host.run_program([SYSTEMCTL, "is-system-running"], {}, ASK_DEADLINE)
     except OSError:
         return False
     return output == "stopping"

@@ -7,7 +7,7 @@ import click
 
 from virtpass.cli import options
 from virtpass.cli.output import is_plain, joined, note, say, say_fact, say_facts, say_json, say_table
-from virtpass.operations.devices import DeviceDetails, DeviceReport, list_devices, show_device
+from virtpass.operations.devices import STUCK, DeviceDetails, DeviceReport, list_devices, show_device
 from virtpass.pci.address import PciAddress
 from virtpass.pci.isolation import Level
 from virtpass.pci.mediated import MediatedType
@@ -28,7 +28,8 @@ def devices(host: Host, as_json: bool) -> None:
     \b
     ready    can be given to a domain, with the other functions of its card
     shared   can be given only together with others of its group
-    blocked  the host needs it, or another member of its group; or no IOMMU is active
+    blocked  the host needs it, or another member of its group; no IOMMU is active;
+             or a driver hangs with it until the next boot
     never    bridges, and devices that cannot be isolated
     """  # noqa: D301 (click wants the character, not its escape)
     with under_way("looking at the devices, and who uses them"):
@@ -146,7 +147,8 @@ def verdict(report: DeviceReport) -> str:
     """Return the verdict with the reason that weighs most."""
     level = report.verdict.level
     if report.lent_to is not None:
-        return f"lent to {_borrower(report)}"
+        hanging = [f"; {reason.text}" for reason in report.verdict.reasons if reason.reference == STUCK]
+        return f"lent to {_borrower(report)}{''.join(hanging)}"
     reasons = [reason.text for reason in report.verdict.reasons if reason.level is level]
     return f"{level.value}: {reasons[0]}" if reasons else level.value
 

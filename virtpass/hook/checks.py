@@ -77,18 +77,23 @@ def check(
     checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))
     safety.refuse_unsafe(host, lent, hands_over=checked.hands_over)
     framebuffers.refuse_in_the_way(host, lent, hands_over=checked.hands_over)
-    warnings: list[str] = []
     if checked.has_steps:
         from virtpass.binding import steps
 
         steps.refuse_unsafe(host)
+    warnings: list[str] = []
+    # Here and below not at the top: most domains do without.
     if checked.hands_over:
-        # Here and below not at the top: most domains do without.
-        from virtpass.binding import display, nvidia, reach
+        from virtpass.binding import display, nvidia
 
         nvidia.refuse_shared(host, lent)
         display.stoppable(host, lent)
-        warnings = [reach.warning(host, lent), framebuffers.warning(host, lent)]
+        warnings.append(framebuffers.warning(host, lent))
+    if checked.hands_over or any(framebuffers.has_display(host, one) for one in lent):
+        from virtpass.binding import reach
+
+        # A warning without a hand-over too: nobody uses the card, but the console of the host may be on it.
+        warnings.insert(0, reach.warning(host, lent))
     # Last: it tells of the latest look at the programs.
     warnings.append(holders.unseen(host))
     checked.warning = "; ".join(one for one in warnings if one)

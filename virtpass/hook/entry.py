@@ -13,8 +13,9 @@ Imported by the hook: the imports here are on its allow-list.
 from __future__ import annotations
 
 import os
+import time
 
-from virtpass.binding import engine
+from virtpass.binding import effects, engine
 from virtpass.binding.journal import DIRECTORY, Journal, is_uuid, read_journal
 from virtpass.binding.policy import NAMESPACE
 from virtpass.hook import late_releases
@@ -80,22 +81,27 @@ def run(host: Host, operation: str, xml: bytes) -> int:
         report.domain, report.uuid = request.name, request.uuid
         if operation == "prepare" and not ((request.is_ours and request.devices) or request.problem):
             return 0
+        began = time.monotonic()
+        kept = ""
         try:
             lock = engine.lock(host)
         except FailedError as error:
             if operation == "prepare" or error.reference != "locked" or not is_uuid(request.uuid):
                 raise
-            lock = _lock_or_leave(host, request.uuid)
-            if lock < 0:
-                report.finish(f"left to whoever keeps the lock: {error.what}")
-                return 0
+            lock, kept = _lock_or_leave(host, request.uuid), error.what
+        effects.tell_wait(report.done, "for others who move devices", began)
+        if lock < 0:
+            report.finish(f"left to whoever keeps the lock: {kept}")
+            return 0
         try:
             # Before, because this start may need what they keep; after, because others may have waited.
-            release_late(host)
+            with report.step("free", "what others had left to be given back", is_brief=True):
+                release_late(host)
             try:
                 done = (_prepare if operation == "prepare" else _release)(host, request, report)
             finally:
-                release_late(host)
+                with report.step("free", "what others have left to be given back", is_brief=True):
+                    release_late(host)
         finally:
             os.close(lock)
     except VirtpassError as error:
@@ -270,17 +276,19 @@ def _make_ready(
         from virtpass.binding import safety
 
         # That took its time, and somebody may have opened the card meanwhile.
-        safety.refuse_in_use(host, lent)
+        with report.step("check", "who uses the devices, once more", is_brief=True):
+            safety.refuse_in_use(host, lent)
     from virtpass.binding import power
 
-    power.keep_awake(host, journal, lent)
+    with report.step("awake", ", ".join(map(str, lent)), is_brief=True):
+        power.keep_awake(host, journal, lent)
     if checked.hands_over:
         from virtpass.binding import display, framebuffers, nvidia
 
         with report.step("hand-over", ", ".join(map(str, lent))):
             display.hand_over(host, journal, lent, checked.policy.wait, tell=report.done)
             framebuffers.let_go(host, journal, lent, tell=report.done)
-        engine.override_all(host, journal.homes, free_of(checked))
+        engine.override_all(host, journal.homes, free_of(checked), tell=report.done)
         with report.step("unload"):
             nvidia.unload(host, journal, lent)
 

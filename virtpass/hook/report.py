@@ -24,6 +24,8 @@ import _socket
 import os
 import time
 
+from virtpass.binding.effects import NOTICED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
@@ -62,9 +64,15 @@ class Report:
         self._began = time.monotonic()
         self._count = 0
 
-    def step(self, name: str, detail: str = "") -> Step:
-        """Return a context whose duration is told as that of a step; an error in it as its failure."""
-        return Step(self, name, detail)
+    def step(self, name: str, detail: str = "", *, is_brief: bool = False) -> Step:
+        """Return a context whose duration is told as that of a step; an error in it as its failure.
+
+        Args:
+            name: what is done: one word.
+            detail: to what; may be empty.
+            is_brief: whether it is over at once as a rule: then it is told only if it was not, or failed.
+        """
+        return Step(self, name, detail, is_brief)
 
     def done(self, name: str, detail: str, seconds: float, problem: str = "", output: str = "") -> None:
         """Tell of a step that has ended.
@@ -112,10 +120,11 @@ class Step:
         detail: to what; may be set anew when that is known better.
     """
 
-    def __init__(self, report: Report, name: str, detail: str) -> None:
+    def __init__(self, report: Report, name: str, detail: str, is_brief: bool) -> None:
         self._report = report
         self._name = name
         self.detail = detail
+        self._is_brief = is_brief
         self._began = 0.0
 
     def __enter__(self) -> Step:
@@ -128,7 +137,9 @@ class Step:
     ) -> None:
         """Tell how long it took and what went wrong; the error goes on."""
         problem = "" if error is None else str(error) or type(error).__name__
-        self._report.done(self._name, self.detail, time.monotonic() - self._began, problem)
+        seconds = time.monotonic() - self._began
+        if problem or not self._is_brief or seconds >= NOTICED:
+            self._report.done(self._name, self.detail, seconds, problem)
 
 
 def send(priority: int, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from virtpass.binding import engine
 from virtpass.binding.holders import holders
 from virtpass.binding.journal import journals, read_journal
 from virtpass.binding.reservations import is_stale
@@ -9,11 +10,15 @@ from virtpass.pci.address import PciAddress
 from virtpass.pci.functions import PhysicalFunction, physical_function
 from virtpass.pci.identity import Identity
 from virtpass.pci.inventory import Device, Inventory, read_device, read_inventory
-from virtpass.pci.isolation import Verdict, judge
+from virtpass.pci.isolation import Level, Reason, Verdict, concluded, judge
 from virtpass.pci.mediated import MediatedDevice, MediatedType, mediated_devices, mediated_types
 from virtpass.pci.names import Name, device_names
+from virtpass.pci.sysfs import parsed
 from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
+
+# Why no start touches a device before the next boot.
+STUCK = "stuck"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class DeviceReport:
     Attributes:
         device: its values.
         name: what the hardware database calls it.
-        verdict: whether it can be given to a domain, together with its card.
+        verdict: whether it can be given to a domain, with its card; not while a driver hangs with it.
         lent_to: name of the domain that has borrowed it, None when none has.
         is_left: whether that domain has certainly ended without giving it back; the next start that needs the
             device takes it all the same.
@@ -101,11 +106,12 @@ def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
     """Return devices of an inventory with names, verdicts and borrowers."""
     names = device_names(inventory.host, devices)
     lent = _borrowed(inventory.host)
+    stuck = _stuck(inventory.host)
     return [
         DeviceReport(
             device,
             names.get(device.address, Name()),
-            judge(inventory, device.address),
+            _with_stuck(judge(inventory, device.address), stuck.get(device.address)),
             *lent.get(device.address, (None, False)),
         )
         for device in devices
@@ -115,6 +121,27 @@ def reports(inventory: Inventory, devices: list[Device]) -> list[DeviceReport]:
 def lent_devices(host: Host) -> dict[PciAddress, str]:
     """Return the names of the domains that have borrowed something; an unreadable record counts as none."""
     return {address: name for address, (name, _) in _borrowed(host).items()}
+
+
+def _stuck(host: Host) -> dict[PciAddress, str]:
+    """Return what there is to say of devices with which a driver hangs; no start touches these."""
+    found = {}
+    for address in parsed(host.names(engine.STUCK_DIRECTORY)):
+        try:
+            engine.refuse_stuck(host, address)
+        except VirtpassError as error:
+            # Where the mark cannot be read, a start refuses all the same.
+            is_plain = error.reference == STUCK
+            found[address] = "a driver hangs with it until the next boot" if is_plain else error.what
+    return found
+
+
+def _with_stuck(verdict: Verdict, text: str | None) -> Verdict:
+    """Return a verdict that says of a device that it is stuck, which is why it does not answer."""
+    if text is None:
+        return verdict
+    others = [reason for reason in verdict.reasons if reason.reference != "no-answer"]
+    return concluded(verdict.address, [Reason(STUCK, text, Level.BLOCKED), *others])
 
 
 def _borrowed(host: Host) -> dict[PciAddress, tuple[str, bool]]:

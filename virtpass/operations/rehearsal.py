@@ -11,13 +11,20 @@ from virtpass.binding import (
     engine,
     framebuffers,
     functions,
+    governors,
+    holders,
+    huge_pages,
+    interrupts,
+    isolation,
     nvidia,
+    others,
     power,
     reservations,
     safety,
     services,
     steps,
 )
+from virtpass.binding.display import Asked
 from virtpass.binding.functions import Making
 from virtpass.binding.journal import Home, Journal, is_uuid, read_journal
 from virtpass.doctor.hooks import HOOK_STATES, INSTALL
@@ -35,6 +42,20 @@ from virtpass.system.recorded import RecordedHost
 
 # With these libvirt calls no hook of ours at all.
 _UNCALLED = ("absent", "not-executable")
+
+# Seconds that undoing one effect may take, by its kind.
+_UNDO_BOUNDS = {
+    attributes.ATTRIBUTE: attributes.DEADLINE,
+    audio.UNITS: audio.DEADLINE,
+    display.NODES: display.NODES_BOUND,
+    framebuffers.FRAMEBUFFER: framebuffers.DEADLINE,
+    governors.GOVERNOR: governors.BOUND,
+    huge_pages.HUGE_PAGES: huge_pages.DEADLINE,
+    interrupts.INTERRUPT: interrupts.BOUND,
+    others.ALLOWED: isolation.BOUND / len(isolation.UNITS),
+    nvidia.MODULE: nvidia.LOAD_BOUND,
+    services.UNIT: services.START_BOUND,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +168,14 @@ def _steps(
     host: Host, request: Request, checked: Checked, left: list[Journal], makings: list[Making]
 ) -> list[RehearsedStep]:
     lent = [*request.devices, *checked.companions]
-    found = [
+    asked = display.stoppable(host, lent) if checked.hands_over else Asked([], [], [])
+    found = [RehearsedStep("wait for others who move devices", engine.LOCK_DEADLINE)]
+    found += [
         RehearsedStep(
             "give back what an earlier start left behind"
             if journal.uuid == request.uuid
             else f"give back what {journal.name} had borrowed",
+            _give_back_bound(host, journal),
             is_undone=False,
         )
         for journal in left
@@ -160,7 +184,7 @@ def _steps(
         names = ", ".join(map(str, making.wanted))
         text = f"{making}; what does not exist yet ({names}) can be checked only then"
         found.append(RehearsedStep(text, functions.DEADLINE))
-    found.append(RehearsedStep("check the devices, their group, and who uses them"))
+    found.append(RehearsedStep("check the devices, their group, and who uses them", _check_bound(asked)))
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
     if checked.tuning is not None:
@@ -171,7 +195,7 @@ def _steps(
     awake = attributes.different(host, power.wanted(host, lent))
     found += [RehearsedStep(f"set {path} to {value}", attributes.DEADLINE) for path, value in awake]
     if checked.hands_over:
-        found += _desktop(host, lent, float(checked.policy.wait))
+        found += _desktop(host, lent, asked, float(checked.policy.wait))
         found += _framebuffers(host, lent)
         found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in nvidia.loaded(host, lent)]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
@@ -183,10 +207,27 @@ def _steps(
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
 
 
-def _desktop(host: Host, lent: list[PciAddress], wait: float) -> list[RehearsedStep]:
+def _give_back_bound(host: Host, journal: Journal) -> float:
+    """Return the seconds that giving back what is on record may take."""
+    now, _ = engine.present_state(host, journal)
+    moves = engine.steps_to_give_back(journal.homes, now)
+    undoing = sum(_UNDO_BOUNDS.get(kind, 0.0) for kind, *_ in journal.effects)
+    if any(kind == steps.STEPS for kind, *_ in journal.effects):
+        undoing += len(steps.programs(host, steps.RELEASE)) * steps.DEADLINE
+    return engine.ORPHANS + engine.CLOSING + len(moves) * engine.DEADLINE + undoing
+
+
+def _check_bound(asked: Asked) -> float:
+    """Return the seconds that the checks may take; a device that does not answer ends them sooner."""
+    units, _, listeners = asked
+    asking = services.ASK_DEADLINE if units else 0.0
+    return holders.LOOK_DEADLINE + asking + len(listeners) * audio.DEADLINE
+
+
+def _desktop(host: Host, lent: list[PciAddress], asked: Asked, wait: float) -> list[RehearsedStep]:
     """Return how the desktop would let go."""
     found = []
-    units, sessions, listeners = display.stoppable(host, lent)
+    units, sessions, listeners = asked
     if units:
         along = services.taken_along(host, units)
         more = f", and with {'it' if len(units) == 1 else 'them'} {', '.join(along)}" if along else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
-from virtpass.pci.usage import used_by_host
+from virtpass.pci.usage import keyboards, used_by_host
 from virtpass.system.host import Host
 
 _DISPLAY_CLASS = 0x03
@@ -61,6 +61,7 @@ class Inventory:
         devices: all devices by address, in order.
         groups: members of each IOMMU group, in order.
         needed: what the host needs a device for, as phrases.
+        keyboards: what has keyboards of the host, as `virtpass.pci.usage.keyboards` returns it.
         interrupts_are_safe: whether VFIO accepts the interrupts: remapped, or allowed to be unsafe.
     """
 
@@ -68,6 +69,7 @@ class Inventory:
     devices: dict[PciAddress, Device]
     groups: dict[int, tuple[PciAddress, ...]]
     needed: dict[PciAddress, list[str]]
+    keyboards: frozenset[PciAddress | None]
     interrupts_are_safe: bool
 
     def card(self, address: PciAddress) -> tuple[PciAddress, ...]:
@@ -98,6 +100,7 @@ def read_inventory(host: Host) -> Inventory:
         devices,
         {number: tuple(members) for number, members in sorted(groups.items())},
         used_by_host(host),
+        keyboards(host),
         sysfs.interrupts_are_safe(host),
     )
 

@@ -1,12 +1,13 @@
 """Can this device be given to a domain? The verdict, by the kernel's rule, with its reasons."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.inventory import Device, Inventory
-from virtpass.pci.usage import mediated_of
+from virtpass.pci.usage import all_keyboards, mediated_of
 
 
 class Level(Enum):
@@ -69,9 +70,14 @@ def judge(inventory: Inventory, address: PciAddress, going: frozenset[PciAddress
     """
     device = inventory.device(address)
     together = frozenset(inventory.card(address)) if going is None else going
-    reasons = tuple(_reasons(inventory, device, together | {address}))
-    level = max((reason.level for reason in reasons), key=_ORDER.index, default=Level.READY)
-    return Verdict(address, level, reasons)
+    return concluded(address, _reasons(inventory, device, together | {address}))
+
+
+def concluded(address: PciAddress, reasons: Iterable[Reason]) -> Verdict:
+    """Return the verdict that reasons lead to."""
+    found = tuple(reasons)
+    level = max((reason.level for reason in found), key=_ORDER.index, default=Level.READY)
+    return Verdict(address, level, found)
 
 
 def must_go_along(inventory: Inventory, address: PciAddress) -> tuple[PciAddress, ...]:
@@ -109,10 +115,9 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     reasons = []
     if not inventory.interrupts_are_safe:
         reasons.append(_interrupts(inventory))
-    reasons += [
-        Reason("host-needs-it", f"it {phrase}", Level.BLOCKED)
-        for phrase in inventory.needed.get(device.address, ())
-    ]
+    together = dict(all_keyboards(inventory.keyboards, going))
+    phrases = [*inventory.needed.get(device.address, ()), together.get(device.address)]
+    reasons += [Reason("host-needs-it", f"it {phrase}", Level.BLOCKED) for phrase in phrases if phrase]
     if count := sysfs.virtual_functions(inventory.host, device.address):
         text = f"it has {count} virtual functions, which would vanish"
         reasons.append(Reason("virtual-functions", text, Level.BLOCKED))

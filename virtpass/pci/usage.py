@@ -3,9 +3,15 @@
 Imported by the hook: the imports here are on its allow-list.
 """
 
+from __future__ import annotations
+
 from virtpass.pci.address import PciAddress
 from virtpass.pci.sysfs import parsed
 from virtpass.system.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 MEDIATED = "/sys/bus/mdev/devices"
 
@@ -14,14 +20,20 @@ _KEY_WORD_BITS = 64
 _KEYBOARD_KEYS = 0xFFFFFFFE
 
 
-def used_by_host(host: Host) -> dict[PciAddress, list[str]]:
+def used_by_host(host: Host, going: Collection[PciAddress] = ()) -> dict[PciAddress, list[str]]:
     """Return for each device that the host cannot spare what it is needed for.
+
+    Args:
+        host: the host.
+        going: devices that are to leave it together, which may be more than it can spare of one kind.
 
     Returns:
         phrases such as ``holds the file system /``, by the address of the controller.
     """
     needed: dict[PciAddress, list[str]] = {}
-    for address, phrase in (*_storage(host), *_network(host), *_keyboard(host)):
+    typed_on = keyboards(host)
+    only = [(address, "has the only keyboard") for address in typed_on if address and len(typed_on) == 1]
+    for address, phrase in (*_storage(host), *_network(host), *only, *all_keyboards(typed_on, going)):
         phrases = needed.setdefault(address, [])
         if phrase not in phrases:
             phrases.append(phrase)
@@ -148,8 +160,9 @@ def _interface_controllers(host: Host, interface: str, seen: set[str]) -> list[P
     return [address] if address is not None else []
 
 
-def _keyboard(host: Host) -> list[tuple[PciAddress, str]]:
-    keyboards = []
+def keyboards(host: Host) -> frozenset[PciAddress | None]:
+    """Return the devices that keyboards are on; None stands for those that are on no PCI device."""
+    found = set()
     for block in (host.read("/proc/bus/input/devices") or "").split("\n\n"):
         path, keys = "", 0
         for line in block.splitlines():
@@ -159,9 +172,32 @@ def _keyboard(host: Host) -> list[tuple[PciAddress, str]]:
                 keys = _bitmap(line[7:])
         # Programs make keyboards too; nobody can type on those.
         if keys & _KEYBOARD_KEYS == _KEYBOARD_KEYS and not path.startswith("/devices/virtual/"):
-            keyboards.append(controller("/sys" + path))
-    only = set(keyboards)
-    return [(address, "has the only keyboard") for address in only if address is not None and len(only) == 1]
+            found.add(controller("/sys" + path))
+    return frozenset(found)
+
+
+def all_keyboards(
+    found: frozenset[PciAddress | None], going: Collection[PciAddress]
+) -> list[tuple[PciAddress, str]]:
+    """Return what several devices are needed for that would leave together, with all keyboards of the host.
+
+    Args:
+        found: what has keyboards, as `keyboards` returns it.
+        going: what is to leave. One that has the only keyboard is no matter of this.
+
+    Returns:
+        device and phrase, as in `used_by_host`; empty when a keyboard stays.
+    """
+    last = sorted(address for address in found if address is not None)
+    if len(last) < 2 or not found <= set(going):
+        return []
+    return [
+        (
+            address,
+            f"has, together with {', '.join(str(one) for one in last if one != address)}, the last keyboards",
+        )
+        for address in last
+    ]
 
 
 def _bitmap(text: str) -> int:
