@@ -426,3 +426,19 @@ def test_help_works_everywhere(host: SimulatedHost, capfd: Captured, arguments: 
     status, out, err = call(host, capfd, *arguments)
     assert (status, err) == (0, "")
     assert out
+
+
+def test_the_overview_loads_nothing_of_what_it_does_not_say() -> None:
+    """It stands at the prompt of everybody, so its start counts."""
+    code = "import sys, virtpass.cli.overview; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={"PYTHONPATH": str(ROOT)},
+        text=True,
+        check=True,
+    )
+    loaded = {name for name in done.stdout.split() if name.startswith("virtpass.")}
+    assert "virtpass.operations.overview" in loaded
+    for name in ("virtpass.doctor", "virtpass.host", "virtpass.transaction", "virtpass.operations.rehearsal"):
+        assert not {one for one in loaded if one == name or one.startswith(f"{name}.")}

@@ -130,6 +130,7 @@ def test_ships_nothing_outside_its_own_places(content: tarfile.TarFile) -> None:
         "./usr/bin/virtpass",
         "./usr/lib/python3/dist-packages/virtpass",
         "./usr/lib/systemd/system/",
+        "./usr/lib/tmpfiles.d/virtpass.conf",
         "./usr/share/bash-completion/completions/virtpass",
         "./usr/share/doc/virtpass/",
         "./usr/share/fish/vendor_completions.d/virtpass.fish",
