@@ -1,16 +1,38 @@
-"""Every write of a hand-over, cut off by an error and by a kill: afterwards all can be brought back."""
+"""Every access of a hand-over, cut off by an error and by a kill: afterwards all can be brought back."""
 
+from __future__ import annotations
+
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.simulation import AUDIO, CARD, GUEST, NIC, OTHER, SimulatedHost, desktop, domain_xml
+from tests.binding.test_display import (
+    CARD0,
+    LOGIND,
+    MANAGER,
+    PIPEWIRE,
+    SHELL,
+    SOUND,
+    USER,
+    XORG,
+    Desktop,
+    consoles,
+    with_lightdm,
+)
+from tests.simulation import AUDIO, CARD, GUEST, NIC, OTHER, PORT, SimulatedHost, desktop, domain_xml
 from virtpass.binding.journal import journals
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
 
 XML = domain_xml(CARD, AUDIO)
+GETTY = "getty@tty1.service"
+LOGIN = LOGIND + 1
+
+Answer = TypeVar("Answer")
 
 
 class Killed(BaseException):
@@ -26,13 +48,12 @@ class FaultyHost(SimulatedHost):
         self.kind = kind
         self.reached = False
 
-    def _effect(self, effect: Callable[[], None]) -> None:
+    def _effect(self, effect: Callable[[], Answer]) -> Answer:
         self.left -= 1
         if self.left != 0:
             if self.reached and self.kind.startswith("kill"):
                 raise Killed
-            effect()
-            return
+            return effect()
         self.reached = True
         if self.kind == "kill after":
             effect()
@@ -52,77 +73,225 @@ class FaultyHost(SimulatedHost):
         self._effect(lambda: super(FaultyHost, self).remove_own(directory, name))
 
 
-def attempt(host: FaultyHost, operation: str) -> int | None:
+class Lived(Desktop):
+    """A desktop whose units really go and come.
+
+    There are a display manager with its X server, somebody logged in on the first terminal by an autologin,
+    and his sound server, which outlives his session.
+    """
+
+    # What each unit brings: process, name, control group and what it has open.
+    BRINGS = {
+        MANAGER: [(XORG, "Xorg", f"/system.slice/{MANAGER}", CARD0)],
+        GETTY: [
+            (LOGIN, "login", f"/system.slice/system-getty.slice/{GETTY}", "/dev/tty1"),
+            (SHELL, "sway", f"{USER}/session-5.scope", CARD0),
+        ],
+        "pipewire.service": [
+            (PIPEWIRE, "pipewire", f"{USER}/user@1000.service/session.slice/pipewire.service", SOUND)
+        ],
+    }
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.staying = {"1000"}
+
+    @classmethod
+    def build(cls, root: str) -> None:
+        """Make one in a directory."""
+        desktop(root)
+        host = cls(root)
+        for address, below, number, node in (
+            (CARD, "drm/card0", "226:0", "dri/card0"),
+            (AUDIO, "sound/card0/controlC0", "116:0", "snd/controlC0"),
+        ):
+            host.put(f"/sys/bus/pci/devices/{address}/{below}/dev", f"{number}\n")
+            host.put(f"/sys/bus/pci/devices/{address}/{below}/uevent", f"DEVNAME={node}\n")
+        for address in (CARD, AUDIO, PORT):
+            host.put(f"/sys/bus/pci/devices/{address}/power/control", "auto\n")
+        consoles(host, CARD)
+        with_lightdm(host)
+        host.session("5", terminal="1")
+        host.put("/run/user/1000/systemd/private")
+        for unit in cls.BRINGS:
+            host.start(unit)
+
+    def start(self, unit: str) -> None:
+        """Let the processes of a unit run that do not."""
+        for process, name, cgroup, node in self.BRINGS.get(unit, []):
+            if not self.exists(f"/proc/{process}/comm"):
+                self.begin(process, name, cgroup, node)
+
+    def runs(self) -> set[tuple[str, str]]:
+        """Return name and control group of what runs."""
+        found = (
+            (self.read(f"/proc/{name}/comm"), self.read(f"/proc/{name}/cgroup"))
+            for name in self.names("/proc")
+        )
+        return {(comm, cgroup) for comm, cgroup in found if comm and cgroup}
+
+    def run(self, argv: list[str], deadline: float) -> int | None:
+        status = super().run(argv, deadline)
+        units = argv[argv.index("--") + 1 :] if "--" in argv else []
+        for unit in units:
+            if "start" in argv:
+                self.start(unit)
+            elif "stop" in argv:
+                _, _, cgroup, _ = self.BRINGS[unit][0]
+                shutil.rmtree(self.path(f"/sys/fs/cgroup{cgroup}"))
+        if "terminate-session" in argv and self.exists(f"/proc/{LOGIN}/comm"):
+            # With its getty there, an autologin comes again at once.
+            self.start(GETTY)
+        return status
+
+
+class FaultyDesktop(FaultyHost, Lived):
+    """The same, where the n-th access fails: programs count too, and one that fails has done nothing."""
+
+    def run(self, argv: list[str], deadline: float) -> int | None:
+        if self.kind == "error" and argv[0].endswith("/setpriv"):
+            # Sound that does not start again is told and forgotten on purpose.
+            return super(FaultyHost, self).run(argv, deadline)
+        try:
+            return self._effect(lambda: super(FaultyDesktop, self).run(argv, deadline))
+        except OSError:
+            return 1
+
+    def run_program(
+        self, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
+    ) -> tuple[int | None, str]:
+        return self._effect(
+            lambda: super(FaultyDesktop, self).run_program(argv, environment, deadline, limit=limit)
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is handed over, and from which host.
+
+    Attributes:
+        build: makes the host in a directory.
+        host: is that host as it should be.
+        faulty: is it with a fault.
+        xml: the domain.
+        accesses: how many prepare and release have at least.
+    """
+
+    build: Callable[[str], object]
+    host: type[SimulatedHost]
+    faulty: type[FaultyHost]
+    xml: bytes
+    accesses: dict[str, int]
+
+    def traces(self, root: Path) -> tuple[object, ...]:
+        """Return all that has to be as before: drivers, overrides, power, consoles, what runs, our files."""
+        host = self.host(str(root))
+        paths = [f"/sys/class/vtconsole/{name}/bind" for name in host.names("/sys/class/vtconsole")]
+        paths += [f"/sys/bus/pci/devices/{address}/power/control" for address in host.state()]
+        runs = host.runs() if isinstance(host, Lived) else set()
+        ours = [host.names(f"/run/virtpass/{name}") for name in ("lent", "released", "stuck")]
+        return host.state(), [host.read(path) for path in paths], runs, ours
+
+
+PLAIN = Case(desktop, SimulatedHost, FaultyHost, XML, {"prepare": 7, "release": 7})
+HAND_OVER = Case(
+    Lived.build,
+    Lived,
+    FaultyDesktop,
+    domain_xml(
+        CARD,
+        AUDIO,
+        metadata=(
+            "<virtpass:passthrough xmlns:virtpass='urn:virtpass:passthrough:1'>"
+            "<virtpass:policy display='hand-over' wait='0'/></virtpass:passthrough>"
+        ),
+    ),
+    {"prepare": 20, "release": 20},
+)
+
+
+def attempt(host: FaultyHost, operation: str, xml: bytes) -> int | None:
     """Run the hook; None when it was killed."""
     try:
-        return run(host, operation, XML)
+        return run(host, operation, xml)
     except Killed:
         return None
 
 
-def count(root: Path, operation: str) -> int:
-    """Return how many effects an operation has."""
-    desktop(str(root))
+def count(case: Case, root: Path, operation: str, kind: str) -> int:
+    """Make a host, run an operation, and return how many effects it has that can be cut off in this way."""
+    case.build(str(root))
+    before = case.traces(root)
     if operation == "release":
-        assert run(SimulatedHost(str(root)), "prepare", XML) == 0
-    host = FaultyHost(str(root), -1, "none")
-    assert run(host, operation, XML) == 0
-    return -1 - host.left
+        assert run(case.host(str(root)), "prepare", case.xml) == 0
+        assert case.traces(root) != before
+    host = case.faulty(str(root), -1, kind)
+    assert run(host, operation, case.xml) == 0
+    assert (case.traces(root) == before) is (operation == "release")
+    effects = -1 - host.left
+    assert effects >= case.accesses[operation]
+    return effects
 
 
 KINDS = ("error", "kill before", "kill after", "kill within")
+# "kill within" is a kill before whatever cannot be half done, and after one access is before the next: for
+# the many accesses of a hand-over that is enough.
+CASES_AND_KINDS = [
+    *(pytest.param(PLAIN, kind, id=f"plain-{kind}") for kind in KINDS),
+    *(pytest.param(HAND_OVER, kind, id=f"hand-over-{kind}") for kind in ("error", "kill within")),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_prepare_cut_off_anywhere(tmp_path: Path, kind: str) -> None:
-    effects = count(tmp_path / "count", "prepare")
-    assert effects >= 7
+@pytest.mark.parametrize(("case", "kind"), CASES_AND_KINDS)
+@pytest.mark.parametrize("healer", ["recover", "release"])
+def test_prepare_cut_off_anywhere(tmp_path: Path, case: Case, kind: str, healer: str) -> None:
+    effects = count(case, tmp_path, "prepare", kind)
+    assert run(case.host(str(tmp_path)), "release", case.xml) == 0
+    before = case.traces(tmp_path)
     for at in range(1, effects + 1):
-        root = tmp_path / str(at)
-        before = desktop(str(root)).state()
-        host = FaultyHost(str(root), at, kind)
-        status = attempt(host, "prepare")
+        host = case.faulty(str(tmp_path), at, kind)
+        status = attempt(host, "prepare", case.xml)
         assert host.reached
-        fresh = SimulatedHost(str(root))
         if status == 1:
-            assert fresh.state() == before, f"after an error at effect {at}"
-        # What libvirt does after a prepare that failed; the domain never ran.
-        assert run(fresh, "release", XML) == 0
-        assert fresh.state() == before, f"{kind} at effect {at}"
-        assert journals(fresh) == []
+            assert case.traces(tmp_path) == before, f"after an error at effect {at}"
+        fresh = case.host(str(tmp_path))
+        if healer == "recover":
+            assert not [problem for one in recover(fresh, lambda: []) for problem in one.problems]
+        else:
+            # What libvirt does after a prepare that failed; the domain never ran.
+            assert run(fresh, "release", case.xml) == 0
+        assert case.traces(tmp_path) == before, f"{kind} at effect {at}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("case", "kind"), CASES_AND_KINDS)
 @pytest.mark.parametrize("healer", ["recover", "release", "next start"])
-def test_release_cut_off_anywhere(tmp_path: Path, kind: str, healer: str) -> None:
-    effects = count(tmp_path / "count", "release")
+def test_release_cut_off_anywhere(tmp_path: Path, case: Case, kind: str, healer: str) -> None:
+    effects = count(case, tmp_path, "release", kind)
+    before = case.traces(tmp_path)
     for at in range(1, effects + 1):
-        root = tmp_path / str(at)
-        before = desktop(str(root)).state()
-        assert run(SimulatedHost(str(root)), "prepare", XML) == 0
-        attempt(FaultyHost(str(root), at, kind), "release")
-        fresh = SimulatedHost(str(root))
+        assert run(case.host(str(tmp_path)), "prepare", case.xml) == 0
+        attempt(case.faulty(str(tmp_path), at, kind), "release", case.xml)
+        fresh = case.host(str(tmp_path))
         if healer == "recover":
             assert not [problem for one in recover(fresh, lambda: []) for problem in one.problems]
         elif healer == "next start":
-            assert run(fresh, "prepare", XML) == 0
-            assert run(fresh, "release", XML) == 0
+            assert run(fresh, "prepare", case.xml) == 0
+            assert run(fresh, "release", case.xml) == 0
         else:
-            assert run(fresh, "release", XML) == 0
-        assert fresh.state() == before, f"{kind} at effect {at}, {healer}"
-        assert journals(fresh) == []
+            assert run(fresh, "release", case.xml) == 0
+        assert case.traces(tmp_path) == before, f"{kind} at effect {at}, {healer}"
 
 
-def test_recover_cut_off_anywhere_is_finished_by_the_next_one(tmp_path: Path) -> None:
-    effects = count(tmp_path / "count", "release")
+@pytest.mark.parametrize("case", [PLAIN, HAND_OVER], ids=["plain", "hand-over"])
+def test_recover_cut_off_anywhere_is_finished_by_the_next_one(tmp_path: Path, case: Case) -> None:
+    effects = count(case, tmp_path, "release", "kill after")
+    before = case.traces(tmp_path)
     for at in range(1, effects + 1):
-        root = tmp_path / str(at)
-        before = desktop(str(root)).state()
-        assert run(SimulatedHost(str(root)), "prepare", XML) == 0
+        assert run(case.host(str(tmp_path)), "prepare", case.xml) == 0
         with pytest.raises(Killed):
-            recover(FaultyHost(str(root), at, "kill after"), lambda: [])
-        recover(SimulatedHost(str(root)), lambda: [])
-        assert SimulatedHost(str(root)).state() == before
+            recover(case.faulty(str(tmp_path), at, "kill after"), lambda: [])
+        recover(case.host(str(tmp_path)), lambda: [])
+        assert case.traces(tmp_path) == before
 
 
 def test_recover_leaves_running_domains_alone(host: SimulatedHost) -> None:

@@ -43,6 +43,7 @@ def machine(bare_machine: Machine, package: Path) -> Machine:
     """The same machine with virtpass installed from dist/*.deb."""
     bare_machine.install(package)
     say(f"{package.name} is installed")
+    assert_confined(bare_machine)
     return bare_machine
 
 
@@ -82,6 +83,7 @@ def systemd_boot(package: Path) -> Iterator[Machine]:
 def desktop(package: Path) -> Iterator[Machine]:
     """A machine with a user, lightdm and weston, none of which runs before a test starts it, and the hook."""
     with installed(DESKTOP, package) as machine:
+        assert_confined(machine)
         machine.run(["virtpass", "hook", "install"]).check()
         yield machine
 
@@ -90,6 +92,7 @@ def desktop(package: Path) -> Iterator[Machine]:
 def two_processors(package: Path) -> Iterator[Machine]:
     """The same with two processors, and frequencies for them that change nothing."""
     with installed(DESKTOP, package, processors=2) as machine:
+        assert_confined(machine)
         machine.run(["virtpass", "hook", "install"]).check()
         machine.run(["modprobe", "-a", "lab_cpufreq", "cpufreq_powersave"]).check()
         yield machine
@@ -102,6 +105,12 @@ def installed(kind: Kind, package: Path, processors: int | None = None) -> Itera
         machine.install(package)
         say(f"the machine {kind.name} is ready, with {package.name}")
         yield machine
+
+
+def assert_confined(machine: Machine) -> None:
+    """AppArmor enforces the daemon's profile, else what these tests show of the hook would prove nothing."""
+    label = machine.get(f"/proc/{machine.daemon()}/attr/current").decode().strip()
+    assert label == "libvirtd (enforce)"
 
 
 @pytest.fixture

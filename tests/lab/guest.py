@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .machine import Machine, Result
@@ -20,6 +21,8 @@ KERNEL_ARGUMENTS = "loglevel=3 consoleblank=0 mitigations=off init_on_alloc=0 ls
 BLUE = (0, 0, 170)
 # The kernel and drivers come up in about 20 s under TCG on two idle processors.
 READY_TIMEOUT = 300.0
+# Whatever wakes the daemon, and itself.
+DAEMON = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket", "libvirtd.service")
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,17 @@ class Guest:
 
     def start(self, timeout: float = 180) -> Result:
         """Start the domain and return what virsh said: failing may be what a test wants."""
-        # The file of an earlier run would be appended to, and its words be taken for those of this one.
-        self.machine.run(["truncate", "-cs", "0", serial_file(self.name)]).check()
+        self.forget_serial()
         return self.machine.run(["virsh", "start", self.name], timeout=timeout)
 
     def wait_ready(self, timeout: float = READY_TIMEOUT) -> dict[str, GuestDevice]:
         """Wait until the guest has loaded its drivers; return its PCI devices. Raises AssertionError."""
         self.machine.wait_until(lambda: "GUEST READY" in self.serial(), f"{self.name} is ready", timeout)
         return self.devices()
+
+    def forget_serial(self) -> None:
+        """Empty the file of what the guest has said: old words would be taken for new ones."""
+        self.machine.run(["truncate", "-cs", "0", serial_file(self.name)]).check()
 
     def serial(self) -> str:
         """Return what the guest has said on its serial console since it was started."""
@@ -131,6 +137,11 @@ class Guest:
         """End the domain at once; nothing happens if it does not run."""
         self.machine.run(["virsh", "destroy", self.name], timeout=120)
 
+    def kill(self) -> None:
+        """Let the domain's QEMU die as by a crash. Raises CommandFailed."""
+        number = self.machine.get(f"/run/libvirt/qemu/{self.name}.pid").decode().strip()
+        self.machine.run(["kill", "-9", number]).check()
+
     def remove(self) -> None:
         """End and undefine the domain, if there is one."""
         self.destroy()
@@ -140,6 +151,16 @@ class Guest:
 def draws(picture: Picture) -> bool:
     """Return whether `picture` is what the guest draws."""
     return picture.share(BLUE) > 0.5
+
+
+@contextmanager
+def without_daemon(machine: Machine) -> Iterator[None]:
+    """Stop libvirt's daemon, with the sockets that would start it, and start it again; domains go on."""
+    machine.run(["systemctl", "stop", *DAEMON], timeout=120).check()
+    try:
+        yield
+    finally:
+        machine.run(["systemctl", "start", *DAEMON], timeout=120).check()
 
 
 def nested(machine: Machine) -> Iterator[Guest]:

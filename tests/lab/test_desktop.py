@@ -1,22 +1,37 @@
 """The only card goes from a running desktop to a domain, and the desktop comes back with it.
 
-Each test begins with a session that draws on the card's monitor, and ends with one.
+Each test begins with a session that draws on the card's monitor, and ends with one. Pictures of that monitor
+go to $VIRTPASS_LAB_PICTURES.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 
 import pytest
 
 from . import topology
 from .desktop import AUTOLOGIN, GREEN, ORANGE, USER
 from .guest import Guest, draws
-from .machine import Machine
+from .killed import NEVER, accesses, killed
+from .machine import Machine, Result
 from .picture import Colour
-from .virtpass import HOOK, UNBIND, covered, journals, live_xml, never_answering, read_json, virtpass
+from .virtpass import (
+    HOOK,
+    UNBIND,
+    covered,
+    journals,
+    live_xml,
+    never_answering,
+    read_json,
+    release,
+    virtpass,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -39,6 +54,23 @@ ALONG = {
 }
 # Control, Alt and F1: the ioctl is VT_ACTIVATE.
 FIRST_TERMINAL = "import fcntl; fcntl.ioctl(open('/dev/tty0'), 0x5606, 1)"
+# What openbox paints its menu on.
+WHITE = (255, 255, 255)
+# What a hook that is killed before every access is killed before, among others.
+KINDS = (
+    ("prepare", f"systemctl stop -- {LIGHTDM}"),
+    ("prepare", "append_own /run/virtpass/lent"),
+    ("prepare", "/vtcon0/bind 0"),
+    ("prepare", f"{CARD}/driver_override vfio-pci"),
+    ("prepare", UNBIND_CARD),
+    ("prepare", f"drivers_probe {CARD}"),
+    ("release", f"{CARD}/driver_override bochs-drm"),
+    ("release", UNBIND.format(driver="vfio-pci")),
+    ("release", f"drivers_probe {CARD}"),
+    ("release", "udevadm settle"),
+    ("release", f"systemctl start -- {LIGHTDM}"),
+    ("release", "remove_own /run/virtpass/lent"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +82,7 @@ class Session:
     unit: str
     colour: Colour
     files: tuple[tuple[str, str], ...] = ()
+    has_menu: bool = False
 
     def runs(self, machine: Machine) -> list[str]:
         """Return the processes of what draws."""
@@ -59,8 +92,21 @@ class Session:
         """Return whether the monitor shows it."""
         return machine.picture().share(self.colour) > 0.9
 
+    def save(self, machine: Machine, path: Path) -> None:
+        """Save what the monitor shows, with the menu that a click opens if there is one."""
+        if not self.has_menu:
+            machine.screendump(path)
+            return
+        for is_down in (True, False):
+            click = {"type": "btn", "data": {"down": is_down, "button": "right"}}
+            machine.qmp("input-send-event", events=[click])
+        machine.wait_until(lambda: machine.picture().share(WHITE) > 0.01, "the menu is open")
+        machine.screendump(path)
+        machine.qmp("send-key", keys=[{"type": "qcode", "data": "esc"}])
+        machine.wait_until(lambda: machine.picture().share(WHITE) < 0.001, "the menu is closed")
 
-X = Session("X by lightdm", "Xorg", LIGHTDM, ORANGE)
+
+X = Session("X by lightdm", "Xorg", LIGHTDM, ORANGE, has_menu=True)
 WAYLAND = Session(
     "Wayland by lightdm",
     "weston",
@@ -76,6 +122,14 @@ CONSOLE = Session(
     ((f"/etc/systemd/system/{GETTY}.d/autologin.conf", AUTOLOGIN),),
 )
 SESSIONS = (X, WAYLAND, CONSOLE)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder for pictures: $VIRTPASS_LAB_PICTURES if somebody wants to look at them."""
+    folder = Path(os.environ.get("VIRTPASS_LAB_PICTURES") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(params=[X], ids=[X.name])
@@ -140,8 +194,10 @@ def is_active(machine: Machine, unit: str) -> bool:
 
 @pytest.mark.parametrize("session", SESSIONS, ids=[session.name for session in SESSIONS], indirect=True)
 def test_the_desktop_lets_the_card_go_and_comes_back(
-    desktop: Machine, desktop_guest: Guest, session: Session
+    desktop: Machine, desktop_guest: Guest, session: Session, pictures: Path
 ) -> None:
+    name = session.name.lower().replace(" ", "-")
+    session.save(desktop, pictures / f"{name}-1-before.png")
     running = session.runs(desktop)
     give(desktop_guest, "refuse")
     refused = desktop_guest.start()
@@ -160,11 +216,13 @@ def test_the_desktop_lets_the_card_go_and_comes_back(
     assert not is_active(desktop, session.unit)
     assert desktop_guest.wait_ready()["0000:01:00.0"].driver == "bochs-drm"
     desktop.wait_until(lambda: draws(desktop.picture()), "the guest draws on the card")
+    desktop.screendump(pictures / f"{name}-2-during.png")
 
     desktop_guest.shutdown()
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
     assert is_active(desktop, session.unit)
     assert session.runs(desktop) not in ([], running)
+    session.save(desktop, pictures / f"{name}-3-after.png")
 
 
 def test_a_start_that_fails_after_the_desktop_was_stopped_brings_it_back(
@@ -218,6 +276,53 @@ def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
     assert "guest" in recovered.text
     assert is_active(desktop, session.unit)
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
+
+
+def test_recover_brings_the_desktop_back_wherever_the_hook_was_killed(
+    desktop: Machine, desktop_guest: Guest, session: Session, before: tuple[object, str]
+) -> None:
+    """Killed before every access: of prepare from the one on that stops lightdm, of release from the first.
+
+    An access is a write to a record, a device or a console, or a program that is run. Of what comes before
+    the first stop nobody at the monitor notices anything; test_survival.py kills the hook there.
+    """
+    give(desktop_guest)
+    points: list[tuple[str, str]] = []
+
+    def make_good(operation: str, ended: Result) -> None:
+        """Recover from a kill: drivers, consoles, services and the session are as before."""
+        assert ended.status == -signal.SIGKILL, str(ended)
+        points.append((operation, accesses(ended)[-1]))
+        where = f"{operation} was killed before {points[-1][1]}"
+        virtpass(desktop, "recover").check()
+        desktop.wait_until(lambda: session.is_seen(desktop), f"the desktop is back after {where}", 90)
+        assert session.runs(desktop) != [], where
+        assert (desktop.state(), settings_of(desktop)) == before, where
+        assert journals(desktop) == [], where
+
+    def lend() -> list[str]:
+        return accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
+
+    whole = lend()
+    for access in count():
+        assert desktop.state()[CARD] == desktop.state()[AUDIO] == LENT
+        assert session.runs(desktop) == []
+        ended = killed(desktop, desktop_guest, "release", "end", access)
+        if ended.status == 0:
+            break
+        make_good("release", ended)
+        # Not that of the first time, which had to load VFIO's modules.
+        whole = lend()
+    desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
+    stops = next(number for number, one in enumerate(whole) if "systemctl stop" in one)
+    for access in count(stops):
+        ended = killed(desktop, desktop_guest, "prepare", "begin", access)
+        if ended.status == 0:
+            break
+        make_good("prepare", ended)
+    release(desktop, desktop_guest.name).check()
+    missing = [kind for kind in KINDS if not any(one[0] == kind[0] and kind[1] in one[1] for one in points)]
+    assert missing == [], points
 
 
 def test_who_cannot_be_asked_is_named_before_anything_is_stopped(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import topology
-from .guest import Guest, domain_xml, draws, hostdev_xml
+from .guest import READY_TIMEOUT, Guest, domain_xml, draws, hostdev_xml, without_daemon
 from .machine import Machine
 from .virtpass import (
     HOOK,
@@ -32,6 +32,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 CARD, AUDIO, NIC, TWIN = topology.CARD, topology.CARD_AUDIO, topology.NIC, topology.SECOND_NIC
 LENT = ("vfio-pci", "vfio-pci")
 ROUNDS = 8
+# So many of them until the daemon has all its threads, and how many KiB it may grow in the others.
+WARM_UP, GROWTH = 3, 4096
 
 State = dict[str, tuple[str, str]]
 
@@ -58,6 +60,12 @@ def second(machine: Machine) -> Iterator[Guest]:
     guest.define()
     yield guest
     guest.remove()
+
+
+def memory(machine: Machine, process: str) -> int:
+    """Return how much memory a process has resident, in KiB."""
+    lines = machine.get(f"/proc/{process}/status").decode().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:")))
 
 
 def give(guest: Guest, *addresses: str) -> None:
@@ -226,6 +234,75 @@ def test_two_domains_want_the_same_card(machine: Machine, guest: Guest, second: 
     second.destroy()
 
 
+def test_two_domains_race_for_the_same_card(
+    machine: Machine, guest: Guest, second: Guest, before: State
+) -> None:
+    give(guest, CARD)
+    give(second, CARD)
+    for first, last in ((guest, second), (second, guest), (guest, second)):
+        starts = {one: machine.begin(["virsh", "start", one.name]) for one in (first, last)}
+        ended = {one: start.wait() for one, start in starts.items()}
+        (winner,) = [one for one, result in ended.items() if result.status == 0]
+        (loser,) = [one for one in ended if one is not winner]
+        # The one line that virt-manager shows of the hook.
+        (line,) = [line for line in ended[loser].error_text.splitlines() if "virtpass: " in line]
+        assert f" is lent to the domain {winner.name}; shut that down first" in line
+        assert (winner.state(), loser.state()) == ("running", "shut off")
+        assert machine.state() == before | {CARD: LENT, AUDIO: LENT}
+        lent = {one["address"]: one["lent_to"] for one in read_json(machine, "devices")}
+        assert lent[CARD] == lent[AUDIO] == winner.name
+        assert len(journals(machine)) == 1
+        machine.run(["virsh", "destroy", winner.name], timeout=120).check()
+        assert machine.state() == before
+        assert journals(machine) == []
+
+
+def test_a_crash_of_qemu_gives_everything_back(machine: Machine, guest: Guest, before: State) -> None:
+    give(guest, CARD)
+    guest.start().check()
+    assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
+    guest.kill()
+    machine.wait_until(lambda: is_back(machine, before), "libvirt has noticed, and the hook given back")
+    assert guest.state() == "shut off"
+
+
+def test_a_crash_of_qemu_while_the_daemon_is_stopped(machine: Machine, guest: Guest, before: State) -> None:
+    give(guest, CARD)
+    guest.start().check()
+    with without_daemon(machine):
+        guest.kill()
+        assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
+        assert len(journals(machine)) == 1
+    machine.wait_until(lambda: is_back(machine, before), "the daemon has noticed at its start")
+    assert guest.state() == "shut off"
+
+
+def is_back(machine: Machine, before: State) -> bool:
+    """Return whether all drivers and overrides are as before, with nothing on record."""
+    return machine.state() == before and journals(machine) == []
+
+
+def test_a_guest_that_reboots_keeps_the_card(machine: Machine, guest: Guest, before: State) -> None:
+    give(guest, CARD)
+    guest.start().check()
+    guest.wait_ready()
+    machine.wait_until(lambda: draws(machine.picture()), "the guest draws on the card")
+    handed_over = read_json(machine, "log", guest.name)
+    assert handed_over
+
+    def is_drawn(drawn: bool) -> bool:
+        assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
+        return draws(machine.picture()) == drawn
+
+    guest.forget_serial()
+    machine.run(["virsh", "reboot", guest.name]).check()
+    machine.wait_until(lambda: is_drawn(False), "the reboot has cleared the screen")
+    machine.wait_until(lambda: is_drawn(True), "the guest draws again", READY_TIMEOUT)
+    assert guest.wait_ready()["0000:01:00.0"].driver == "bochs-drm"
+    assert read_json(machine, "log", guest.name) == handed_over
+    guest.destroy()
+
+
 def test_a_start_that_fails_after_the_hook(machine: Machine, guest: Guest, before: State) -> None:
     missing = "<disk type='file'><source file='/nonexistent.img'/><target dev='vda' bus='virtio'/></disk>"
     guest.define(missing)
@@ -345,10 +422,13 @@ def test_many_rounds(machine: Machine, guest: Guest, before: State) -> None:
     give(guest, CARD)
     daemon = machine.daemon()
     descriptors = machine.run(["ls", f"/proc/{daemon}/fd"]).text.count("\n")
+    resident = []
     for _ in range(ROUNDS):
         guest.start().check()
         assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
         machine.run(["virsh", "destroy", "guest"], timeout=120).check()
         assert machine.state() == before
+        resident.append(memory(machine, daemon))
+    assert resident[-1] - resident[WARM_UP - 1] < GROWTH, resident
     assert abs(machine.run(["ls", f"/proc/{daemon}/fd"]).text.count("\n") - descriptors) < ROUNDS / 2
     assert machine.run(["pgrep", "-fc", "virtpass.hook.entry"]).text.strip() == "0"

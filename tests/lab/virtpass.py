@@ -11,6 +11,7 @@ from typing import Any
 from .machine import Machine, Result
 
 HOOK = "/etc/libvirt/hooks/qemu.d/50-virtpass"
+AS_LIBVIRT = ("aa-exec", "--immediate", "-p", "libvirtd", "--")
 JOURNALS = "/run/virtpass/lent"
 UNBIND = "/sys/bus/pci/drivers/{driver}/unbind"
 # As virtpass.cli.progress writes it where there is no terminal.
@@ -38,8 +39,8 @@ def journals(machine: Machine) -> list[str]:
 
 
 def call_hook(machine: Machine, name: str, operation: str, suboperation: str, xml: bytes) -> Result:
-    """Run the installed hook as libvirt does."""
-    return machine.run([HOOK, name, operation, suboperation, "-"], xml)
+    """Run the installed hook as libvirt does, confined by the profile of its daemon."""
+    return machine.run([*AS_LIBVIRT, HOOK, name, operation, suboperation, "-"], xml)
 
 
 def prepare(machine: Machine, name: str) -> Result:
