@@ -307,6 +307,22 @@ def test_who_is_silent_is_waited_for_as_long_as_is_said(begin: Begin, mute: set[
     assert time.monotonic() - began < len(dead) * device_users.PATIENCE * 1.5 + 1
 
 
+def test_who_was_not_asked_is_not_said_to_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child comes to the second stage just when nobody listens any more, and to nobody in it."""
+    words = iter([(False, b"next next whole "), (True, b"next 1 next end ")])
+
+    def look(task: device_users._Task, answer: device_users.Answer, _end: float) -> bool:
+        came, told = next(words)
+        task.where, task.unfinished = -1, b""
+        task.take(told, answer)
+        return came
+
+    monkeypatch.setattr(device_users, "_look", look)
+    silent: set[str] = set()
+    answer = device_users.users("/proc", ["7", "8"], [], silent, 30.0)
+    assert (answer.found, answer.unseen, silent) == ({"7": 1}, set(), set())
+
+
 def test_what_is_told_last_counts(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child answers just when nobody listens any more."""
     holder = begin(f"f = open({FULL!r})")

@@ -292,7 +292,7 @@ def test_the_command_without_a_terminal(
     assert status == 0
     # What it comes to stands below what changes line by line, and with it what the domain's start will do.
     assert out.index("+    <hostdev") < out.index("\nCard     ") < out.index("\nHost     is ready\n")
-    assert f"\nDomain   guest gets {CARD}, {AUDIO}\n" in out
+    assert f"\nDomain   guest will have {CARD}, {AUDIO}\n" in out
     assert "\nAt the next start of guest:\n 1. wait for others who move devices" in out
     assert out.endswith("guest would start; all of this is undone when it stops\n")
     assert xml(connection) == before

@@ -12,6 +12,8 @@ from virtpass.pci.usage import claimed_disk, mediated_of, used_by_host
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
+_SPARE = "free it first, or leave it with the host"
+
 
 def refuse_unsafe(host: Host, addresses: list[PciAddress], *, hands_over: bool = False) -> None:
     """Refuse devices that cannot be given away, or that the host cannot spare at this moment.
@@ -64,7 +66,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
     for address in addresses:
         refuse_open_group(host, address)
         if phrases := needed.get(address):
-            raise RefusedError("host-needs-it", f"{address} {phrases[0]} of this host", "free it first")
+            raise RefusedError("host-needs-it", f"{address} {phrases[0]} of this host", _SPARE)
         if disk := claimed_disk(host, address):
             raise RefusedError(
                 "disk-in-use", f"{address} has a disk in use ({disk})", "unmount or stop what uses it"

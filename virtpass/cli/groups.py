@@ -50,8 +50,9 @@ class Group(click.Group):
             for name, command in commands
             if command is not None and not command.hidden
         ]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
 
 def group_of(places: dict[str, str]) -> type[click.Group]:

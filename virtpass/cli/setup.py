@@ -94,7 +94,10 @@ def setup(
             agreed = yes
         # Without a question it is told once, at the end.
         is_asking = not (agreed or plan.is_empty)
-        foreseen = operation.foresee(host, plan) if is_asking or dry_run else None
+        foreseen = None
+        if is_asking or dry_run:
+            with under_way("looking what the next start would do"):
+                foreseen = operation.foresee(host, plan)
         _show(plan, foreseen)
         if dry_run:
             return
@@ -223,7 +226,7 @@ def _show(plan: SetupPlan, foreseen: Rehearsal | None) -> None:
     hook = STATES[plan.hook.state] if plan.hook.works else f"{STATES[plan.hook.state]}: will be installed"
     say_fact("Hook", hook, _LABEL)
     functions = ", ".join(str(one.device.address) for one in plan.card)
-    has = "has" if plan.domain.is_empty else "gets"
+    has = "has" if plan.domain.is_empty else "will have"
     say_fact("Domain", f"{name} {has} {functions}", _LABEL)
     special = ", ".join(f"{key}={value}" for key, value in plan.policy.attributes().items())
     say_fact("Policy", special, _LABEL)
@@ -241,8 +244,10 @@ def _host(plan: HostPlan) -> str:
         return "is ready"
     numbers = [(len(plan.plan.changes), "file"), (len(plan.plan.commands), "command")]
     parts = [f"{number} {noun}{'s' * (number > 1)}" for number, noun in numbers if number]
-    if plan.record is not None and plan.record.arguments:
-        parts.insert(0, f"kernel arguments {' '.join(plan.record.arguments)}")
+    there = plan.present.arguments if plan.present is not None else ()
+    wanted = plan.record.arguments if plan.record is not None else ()
+    if coming := [one for one in wanted if one not in there]:
+        parts.insert(0, f"kernel arguments {' '.join(coming)}")
     return f"is prepared: {', '.join(parts) or 'the running kernel'}"
 
 

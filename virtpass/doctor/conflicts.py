@@ -161,7 +161,7 @@ def _huge_pages(scene: Scene) -> list[Finding]:
         if not all(one.isascii() and one.isdigit() for one in (size, *texts)):
             continue
         total, free = map(int, texts)
-        pages = f"{total} huge pages of {int(size) // 1024} MiB"
+        pages = f"{total} huge pages of {f'{int(size) // 1024} MiB' if int(size) >= 1024 else f'{size} KiB'}"
         if total and total == free:
             what = f"{pages} are set aside, and nobody uses one"
             fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"

@@ -192,6 +192,8 @@ def _steps(
             RehearsedStep(sentence, bound or None) for sentence, bound in checked.tuning.bounded_sentences
         ]
     found += [RehearsedStep(f"run {path}", steps.DEADLINE) for path in steps.programs(host, steps.PREPARE)]
+    if not checked.hands_over and (checked.tuning is not None or checked.has_steps):
+        found.append(RehearsedStep("look once more who uses the devices", holders.LOOK_DEADLINE))
     awake = attributes.different(host, power.wanted(host, lent))
     found += [RehearsedStep(f"set {path} to {value}", attributes.DEADLINE) for path, value in awake]
     if checked.hands_over:
@@ -208,7 +210,7 @@ def _steps(
 
 
 def _give_back_bound(host: Host, journal: Journal) -> float:
-    """Return the seconds that giving back what is on record may take."""
+    """Return the seconds that giving back what is on record may take, if nobody moves it meanwhile."""
     now, _ = engine.present_state(host, journal)
     moves = engine.steps_to_give_back(journal.homes, now)
     undoing = sum(_UNDO_BOUNDS.get(kind, 0.0) for kind, *_ in journal.effects)

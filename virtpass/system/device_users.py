@@ -109,6 +109,9 @@ def users(
                 raise OSError(errno.ETIMEDOUT, f"{which} too long")
             answer.unseen.update(stage[where:])
             break
+        if task.where < 0:
+            # It had come to the next stage, as it turned out, and to nobody there.
+            continue
         # Who is silent in the first stage is asked once more in the second.
         if task.is_whole:
             answer.unseen.add(stage[where])
@@ -399,12 +402,21 @@ class _Wanted:
                 number = _asked(b"%s/map_files/%s-%s" % (process, start, end))
             except OSError as error:
                 # It is gone, or not for this user to see: of others who have it mapped nothing is known.
-                self._note(error)
+                if not self._is_of_own_server(process, place):
+                    self._note(error)
                 continue
             if number in self._numbers:
                 return self._numbers[number], True
             self._others.add(place)
         return None, has_memory
+
+    def _is_of_own_server(self, process: bytes, place: bytes) -> bool:
+        """Tell whether a place is on a file server in a process's own mounts, such as a container's FUSE.
+
+        Those are for their owners alone unless they say otherwise, and root is refused like everybody.
+        """
+        _, _, numbers = _remote_mounts(process + b"/mountinfo")
+        return place.rpartition(b":")[0] in numbers
 
     def _telling_lines(self, path: bytes) -> Iterator[bytes]:
         """Yield the lines of a memory map that may be about a node; there are a hundred times as many.
