@@ -108,6 +108,24 @@ class Session:
     def press(self, keys: bytes) -> None:
         os.write(self._end, keys)
 
+    def press_until_it_ends(self, key: bytes) -> None:
+        """Press a key, and again where nothing comes of it within a second.
+
+        A signal that reaches Python just before it reads a line is noticed when the next key is pressed.
+        """
+        pressed = -1.0
+
+        def has_ended() -> bool:
+            nonlocal pressed
+            if self.process.poll() is not None:
+                return True
+            if time.monotonic() - pressed > 1:
+                self.press(key)
+                pressed = time.monotonic()
+            return False
+
+        self.read_until(has_ended)
+
     def end(self) -> int:
         """Read to the end; return the exit status."""
         self.read_until(lambda: self.process.poll() is not None)

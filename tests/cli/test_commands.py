@@ -337,7 +337,7 @@ def test_a_question_that_is_left_ends_its_line(key: bytes) -> None:
     )
     session = Session("-c", code)
     session.shows("Do this? [y/N]:")
-    session.press(key)
+    session.press_until_it_ends(key)
     assert session.end() == 130
     assert session.screen.lines[-2:] == ["virtpass: interrupted", ""]
 
