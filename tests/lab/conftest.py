@@ -109,8 +109,7 @@ def installed(kind: Kind, package: Path, processors: int | None = None) -> Itera
 
 def assert_confined(machine: Machine) -> None:
     """AppArmor enforces the daemon's profile, else what these tests show of the hook would prove nothing."""
-    label = machine.get(f"/proc/{machine.daemon()}/attr/current").decode().strip()
-    assert label == "libvirtd (enforce)"
+    assert machine.confinement() == "libvirtd (enforce)"
 
 
 @pytest.fixture

@@ -336,6 +336,10 @@ class Machine:
         self.run(LIBVIRT).check()
         return self.run(["systemctl", "show", "-P", "MainPID", "libvirtd.service"]).check().text.strip()
 
+    def confinement(self) -> str:
+        """Return how AppArmor confines libvirt's daemon, which starts the hook."""
+        return self.get(f"/proc/{self.daemon()}/attr/current").decode().strip()
+
     # PCI
 
     def pci(self) -> dict[str, PciFunction]:

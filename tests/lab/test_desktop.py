@@ -161,19 +161,13 @@ def before(desktop: Machine, session: Session) -> Iterator[tuple[object, str]]:
 
     AppArmor confines the daemon all the time.
     """
-    assert is_confined(desktop)
+    assert desktop.confinement() == "libvirtd (enforce)"
     state, settings = desktop.state(), settings_of(desktop)
     yield state, settings
     desktop.wait_until(lambda: journals(desktop) == [], "nothing is on record")
     assert desktop.state() == state
     assert settings_of(desktop) == settings
-    assert is_confined(desktop)
-
-
-def is_confined(machine: Machine) -> bool:
-    """Return whether AppArmor confines the daemon, which starts the hook."""
-    daemon = machine.daemon()
-    return machine.get(f"/proc/{daemon}/attr/current").decode().strip() == "libvirtd (enforce)"
+    assert desktop.confinement() == "libvirtd (enforce)"
 
 
 def settings_of(machine: Machine) -> str:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from . import image, topology
-from .guest import Guest
+from .guest import DAEMON, Guest
 from .machine import Machine, Result
-from .virtpass import HOOK, virtpass
+from .virtpass import AS_LIBVIRT, HOOK, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -26,7 +26,6 @@ BRIDGED_CARD = "0000:07:03.0"
 PROFILE = "/etc/apparmor.d/usr.sbin.libvirtd"
 LOCAL = "/etc/apparmor.d/local/usr.sbin.libvirtd"
 OVERRIDE = f"/sys/bus/pci/devices/{NIC}/driver_override"
-SOCKETS = "libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket"
 
 
 class Lack(NamedTuple):
@@ -94,11 +93,11 @@ LACKS = {
         about=NIC,
     ),
     "no-daemon": Lack(
-        f"systemctl stop {SOCKETS} libvirtd.service",
+        f"systemctl stop {' '.join(DAEMON)}",
         "libvirt",
         "fail",
         "libvirt does not answer",
-        afterwards=f"systemctl start {SOCKETS} libvirtd.service",
+        afterwards=f"systemctl start {' '.join(DAEMON)}",
     ),
 }
 
@@ -157,7 +156,7 @@ def test_a_lack_is_seen_and_mended_by_what_is_printed(host: Machine, lack: Lack)
 
 def test_a_rule_of_apparmor_that_forbids_the_hook(host: Machine) -> None:
     """The administrator's own rule beats that of libvirt's profile; the kernel refuses the hook by it."""
-    as_libvirt = ["aa-exec", "--immediate", "-p", "libvirtd", "--", HOOK, "guest", "started", "begin", "-"]
+    as_libvirt = [*AS_LIBVIRT, HOOK, "guest", "started", "begin", "-"]
     host.run(as_libvirt).check()
     rule = "deny /etc/libvirt/hooks/** x,"
     shell(host, f"cp -p {LOCAL} /run/local; echo '{rule}' >> {LOCAL}; apparmor_parser -r {PROFILE}").check()

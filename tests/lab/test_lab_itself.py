@@ -45,8 +45,7 @@ def test_twins_have_the_same_ids(bare_machine: Machine) -> None:
 def test_libvirtd_is_confined(bare_machine: Machine) -> None:
     profiles = bare_machine.get("/sys/kernel/security/apparmor/profiles").decode()
     assert "libvirtd (enforce)" in profiles
-    daemon = bare_machine.daemon()
-    assert bare_machine.get(f"/proc/{daemon}/attr/current").decode().strip() == "libvirtd (enforce)"
+    assert bare_machine.confinement() == "libvirtd (enforce)"
 
 
 def test_commands_are_binary_safe(bare_machine: Machine) -> None:

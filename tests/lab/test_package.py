@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import image, topology
-from .guest import Guest
+from .guest import DAEMON, Guest
 from .machine import Machine, Result
 from .virtpass import HOOK, JOURNALS, journals, read_json, virtpass
 
@@ -80,8 +80,7 @@ def dpkg(machine: Machine, *arguments: str) -> Result:
 def crash_with_the_daemon(guest: Guest) -> None:
     """Let QEMU and the libvirt daemon die, and the daemon forget the domain: nobody gives anything back."""
     machine = guest.machine
-    stop = ["systemctl", "stop", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"]
-    machine.run([*stop, "libvirtd.service"]).check()
+    machine.run(["systemctl", "stop", *DAEMON]).check()
     machine.run(["pkill", "-9", "-f", f"guest={guest.name}"]).check()
     machine.run(["sh", "-c", f"rm /run/libvirt/qemu/{guest.name}.*"]).check()
     assert len(journals(machine)) == 1

@@ -2,6 +2,7 @@
 
 from virtpass.binding import engine
 from virtpass.binding.journal import journals, read_journal
+from virtpass.binding.pools import Pool, count_of, page_sizes
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.pci import sysfs
@@ -15,7 +16,6 @@ _NVIDIA_UNITS = ("nvidia-persistenced.service", "nvidia-powerd.service")
 _UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 # Of units that run.
 _RUNNING = "/sys/fs/cgroup/system.slice"
-_POOLS = "/sys/kernel/mm/hugepages"
 
 
 def _overrides(scene: Scene) -> list[Finding]:
@@ -154,14 +154,10 @@ def _domains(scene: Scene) -> list[Finding]:
 
 def _huge_pages(scene: Scene) -> list[Finding]:
     found = []
-    # One directory for each size of a page; /proc/meminfo has the usual one only.
-    for name in scene.host.names(_POOLS):
-        size = name.removeprefix("hugepages-").removesuffix("kB")
-        texts = [scene.host.read(f"{_POOLS}/{name}/{one}_hugepages") or "" for one in ("nr", "free")]
-        if not all(one.isascii() and one.isdigit() for one in (size, *texts)):
-            continue
-        total, free = map(int, texts)
-        pages = f"{total} huge pages of {f'{int(size) // 1024} MiB' if int(size) >= 1024 else f'{size} KiB'}"
+    # /proc/meminfo has the usual size only.
+    for size in page_sizes(scene.host):
+        total, free = (count_of(scene.host, Pool(size, None), name) for name in ("nr", "free"))
+        pages = f"{total} huge pages of {f'{size // 1024} MiB' if size >= 1024 else f'{size} KiB'}"
         if total and total == free:
             what = f"{pages} are set aside, and nobody uses one"
             fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"
