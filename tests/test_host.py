@@ -18,8 +18,8 @@ from tests.simulation import CARD, SimulatedHost, domain_xml
 from virtpass.binding import engine
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
-from virtpass.system import device_users, waiting
-from virtpass.system import host as files
+from virtpass.system import device_users, own_files, waiting
+from virtpass.system import host as host_files
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.worker import Worker
@@ -296,7 +296,7 @@ def test_on_a_file_system_without_permissions_the_mount_options_are_the_remedy(
         "22 1 0:9999 / / rw - ext4 /dev/sda2 rw\n"
         f"30 22 {os.major(number)}:{os.minor(number)} / /boot/efi rw shared:3 - {kind} /dev/sda1 rw\n"
     )
-    monkeypatch.setattr(files, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(own_files, "_MOUNTS", str(mounts))
     with pytest.raises(RefusedError) as caught:
         own.open_directory("/boot/efi")
     assert caught.value.reference == "unsafe-directory"
@@ -318,7 +318,7 @@ def stopped(own: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     worker = own._worker
     assert worker is not None
     os.kill(worker.pid, signal.SIGSTOP)
-    monkeypatch.setattr(files, "_OPEN_DEADLINE", 0.1)
+    monkeypatch.setattr(host_files, "_OPEN_DEADLINE", 0.1)
     yield own
     os.kill(worker.pid, signal.SIGCONT)
 
@@ -445,7 +445,7 @@ def test_a_file_of_ours_is_read_whole_or_not_at_all(own: Host, monkeypatch: pyte
     content = b"x" * (3 << 20)
     own.append_own("/run/virtpass", "record", content)
     assert own.read_own("/run/virtpass", "record") == content
-    monkeypatch.setattr(files, "MAX_OWN", len(content) - 1)
+    monkeypatch.setattr(own_files, "MAX_OWN", len(content) - 1)
     with pytest.raises(FailedError, match="is larger than"):
         own.read_own("/run/virtpass", "record")
 

@@ -16,7 +16,8 @@ from virtpass.binding.journal import journals, read_journal
 from virtpass.hook.payload import sources, stamp
 from virtpass.system.commands import environment
 from virtpass.system.errors import FailedError, RefusedError, UnavailableError
-from virtpass.system.host import TEMPORARY, Host
+from virtpass.system.host import Host
+from virtpass.system.own_files import TEMPORARY
 from virtpass.system.resources import directory
 
 HOOKS = "/etc/libvirt/hooks"

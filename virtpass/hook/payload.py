@@ -57,6 +57,7 @@ MODULES = (
     "system/device_users.py",
     "system/errors.py",
     "system/host.py",
+    "system/own_files.py",
     "system/program.py",
     "system/waiting.py",
     "system/worker.py",

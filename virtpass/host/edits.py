@@ -9,7 +9,8 @@ from virtpass.host.forms import Form, LineTokens, form_from_json, form_to_json
 from virtpass.host.mounts import mount_of
 from virtpass.system.errors import RefusedError
 from virtpass.system.files import FileState, directories_above, read_state
-from virtpass.system.host import WITHOUT_PERMISSIONS, Host
+from virtpass.system.host import Host
+from virtpass.system.own_files import WITHOUT_PERMISSIONS
 from virtpass.transaction.journal import absolute, sha256, state_from_json, state_to_json
 from virtpass.transaction.plan import FileChange
 

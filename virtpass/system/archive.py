@@ -23,7 +23,7 @@ from virtpass.system.errors import (
     RefusedError,
     UsageError,
 )
-from virtpass.system.host import TEMPORARY
+from virtpass.system.own_files import TEMPORARY
 
 FORMAT = 1
 # What is in no file of the host; the first member.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from virtpass.system.errors import FailedError, PermissionDeniedError, RefusedError
-from virtpass.system.host import TEMPORARY, Host
+from virtpass.system.host import Host
+from virtpass.system.own_files import TEMPORARY
 
 # No configuration file is larger; an initramfs is copied, never read as a state.
 _MAX_SIZE = 8 << 20

@@ -25,7 +25,8 @@ from virtpass.system.files import (
     remove_file,
     write_state,
 )
-from virtpass.system.host import TEMPORARY, Host
+from virtpass.system.host import Host
+from virtpass.system.own_files import TEMPORARY
 from virtpass.system.tasks import under_way
 from virtpass.transaction import journal, outputs
 from virtpass.transaction.interrupts import Interrupts, held

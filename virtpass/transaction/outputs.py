@@ -17,7 +17,8 @@ from virtpass.system.files import (
     remove_file,
     write_link,
 )
-from virtpass.system.host import TEMPORARY, Host
+from virtpass.system.host import Host
+from virtpass.system.own_files import TEMPORARY
 from virtpass.transaction.plan import Command
 
 # What a command has written is kept for an exact undo later on, unless it is larger (an initramfs) ...
