@@ -619,7 +619,7 @@ def test_huge_pages(sound: SimulatedHost) -> None:
     verdict, evidence, _ = said(sound, "huge-pages")
     assert (verdict, evidence) == (
         Verdict.WARN,
-        "8 huge pages of 1024 MiB are set aside, and nobody uses one",
+        "8 huge pages of 1 GiB are set aside, and nobody uses one",
     )
 
 

@@ -19,7 +19,7 @@ from virtpass.system.worker import NoAnswer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     # Raises VirtpassError, OSError or ValueError when it cannot be undone now.
     Undo = Callable[[Host, tuple[str, ...]], None]
@@ -49,6 +49,25 @@ _ON_DEVICES = frozenset(("attribute", "framebuffer"))
 _NEVER = frozenset((errno.EINVAL, errno.ENODEV, errno.ENOENT, errno.ENXIO))
 
 
+# Undone effects in words, with the fields of the record by number, the first one left out, and all of them.
+_WORDS = {
+    "allowed-cpus": "let {2} use CPUs {1} again",
+    "attribute": "set {0} back to {1}",
+    "display": "wait for the display of {all}",
+    "framebuffer": "bind {0} to {1} again",
+    "governor": "set {1} back to governor {2}",
+    "huge-pages": "take huge pages of {1} KiB back",
+    "interrupt": "move interrupt {2} back to CPUs {3}",
+    "module": "load {0} again",
+    "steps": "run the administrator's steps for {0}",
+    "unit": "start {0} again",
+    "user-units": "start {rest} of {0} again",
+}
+
+# What only tells how far another effect went: there is nothing to undo, hence nothing to tell.
+_NOTES = frozenset(("huge-pages-back", "huge-pages-got", "huge-pages-home"))
+
+
 def nobody(*_: object) -> None:
     """Ignore what is told."""
 
@@ -76,6 +95,20 @@ def gone(what: str, error: OSError) -> FailedError | OSError:
     if isinstance(error, NoAnswer) or error.errno not in _NEVER:
         return error
     return FailedError(GONE, f"{what}: {error.strerror}; it stays as it is")
+
+
+def in_words(kind: str, fields: Sequence[str]) -> str:
+    """Return what it is to undo an effect; kind and fields as they are where they are not known.
+
+    Args:
+        kind: the kind.
+        fields: the effect's fields on record.
+    """
+    everything = " ".join(fields)
+    try:
+        return _WORDS[kind].format(*fields, rest=" ".join(fields[1:]), all=everything)
+    except LookupError:
+        return f"{kind} {everything}"
 
 
 def undoer(kind: str, tell: Tell = nobody) -> Undo | None:
@@ -141,14 +174,15 @@ def undo(
     for kind, *fields in wanted:
         began = time.monotonic()
         count = len(problems)
+        words = in_words(kind, fields)
         if kind in asleep:
-            tell("undo", f"{kind} {' '.join(fields)}: left, the host shuts down", 0.0)
+            tell("undo", f"{words}: left, the host shuts down", 0.0)
             continue
         try:
             if _is_of_stuck_device(host, kind, fields):
                 # Any access would wait for the driver that hangs. That the device is not back has been told.
                 untouched.append((kind, *fields))
-                tell("undo", f"{kind} {' '.join(fields)}: left, a driver hangs with the device", 0.0)
+                tell("undo", f"{words}: left, a driver hangs with the device", 0.0)
                 continue
             undo_one = undoer(kind, tell)
             if undo_one is None:
@@ -164,12 +198,13 @@ def undo(
             is_dark = is_dark or kind == "display"
             problems.append(error)
         except Exception as error:  # whatever it is, the others have their turn
-            what = one_line(f"{kind} {' '.join(fields)} cannot be undone: {error!r}")
+            what = one_line(f"cannot {words}: {error!r}")
             problems.append(FailedError("effect", what))
         if len(problems) > count and problems[-1].reference != GONE:
             failed.add(_group(kind))
         problem = problems[-1].line if len(problems) > count else ""
-        tell("undo", f"{kind} {' '.join(fields)}", time.monotonic() - began, problem)
+        if problem or kind not in _NOTES:
+            tell("undo", words, time.monotonic() - began, problem)
     if problems or stays:
         # The record stays: what is undone must neither be undone once more nor count for other domains.
         try:

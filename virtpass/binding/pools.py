@@ -49,7 +49,10 @@ class Pool(tuple[int, "int | None"]):
 
     def __str__(self) -> str:
         """Words for people."""
-        size = f"{self.size >> 20} GiB" if not self.size % (1 << 20) else f"{self.size >> 10} MiB"
+        shift, unit = next(
+            one for one in ((20, "GiB"), (10, "MiB"), (0, "KiB")) if not self.size % (1 << one[0])
+        )
+        size = f"{self.size >> shift} {unit}"
         return size if self.node is None else f"{size} on NUMA node {self.node}"
 
 

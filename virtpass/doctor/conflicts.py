@@ -156,8 +156,9 @@ def _huge_pages(scene: Scene) -> list[Finding]:
     found = []
     # /proc/meminfo has the usual size only.
     for size in page_sizes(scene.host):
-        total, free = (count_of(scene.host, Pool(size, None), name) for name in ("nr", "free"))
-        pages = f"{total} huge pages of {f'{size // 1024} MiB' if size >= 1024 else f'{size} KiB'}"
+        pool = Pool(size, None)
+        total, free = (count_of(scene.host, pool, name) for name in ("nr", "free"))
+        pages = f"{total} huge pages of {pool}"
         if total and total == free:
             what = f"{pages} are set aside, and nobody uses one"
             fix = "virtpass domain policy DOMAIN huge-pages=yes makes them when a domain starts"
