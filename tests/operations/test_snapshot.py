@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import stat
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -422,6 +423,9 @@ def test_nothing_tells_whose_host_it_is(
     # What has nothing to do with the owner is as it was.
     assert b"root=/dev/mapper/" in plain
     assert b"0000:01:00.0" in plain
+    # As docs/snapshot.md says to look at it.
+    shown = subprocess.run(["tar", "-xzOf", file], capture_output=True, check=True).stdout
+    assert b"root=/dev/mapper/" in shown
 
 
 def test_relations_stay_within_a_snapshot_and_not_between_two() -> None:
