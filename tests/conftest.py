@@ -21,6 +21,7 @@ LONGEST = (
     "test_preparation_grub_bios.py",
     "test_setup_over_a_reboot.py",
     "test_desktop.py",
+    "test_services.py",
     "test_faults.py",
 )
 

@@ -506,13 +506,19 @@ def test_what_only_looks_like_a_sound_server_is_none(host: Desktop, cgroup: str)
 # a host that shuts down
 
 
-@pytest.mark.parametrize(("state", "units"), [("stopping", []), ("degraded", [MANAGER])])
-def test_nothing_is_started_while_the_host_shuts_down(host: Desktop, state: str, units: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("state", "is_about_to_stop", "units"),
+    [("stopping", True, []), ("stopping", False, []), ("running", True, []), ("degraded", False, [MANAGER])],
+)
+def test_nothing_is_started_while_the_host_shuts_down(
+    host: Desktop, state: str, is_about_to_stop: bool, units: list[str]
+) -> None:
     with_lightdm(host)
     journal = begun(host)
     hand_over(host, journal)
     host.programs.clear()
     host.system_state = state
+    host.is_about_to_stop = is_about_to_stop
     told: list[tuple[object, ...]] = []
     assert effects.undo(host, journal, tell=lambda *one: told.append(one)) == []
     assert started(host) == units

@@ -12,19 +12,21 @@ NEVER = 1 << 20
 _MARK = "access: "
 
 # Runs the hook, and kills it before the access number `sys.argv[2]` to its records, to a device or to a
-# program. Each access is named on standard error, at last the one that does not happen.
+# program, or before the first one with that text in it. Each access is named on standard error, at last the
+# one that does not happen.
 _KILLED = f"""
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from virtpass.system.host import Host
-left = int(sys.argv[2])
+text, left = ("", int(sys.argv[2])) if sys.argv[2].isdigit() else (sys.argv[2], {NEVER})
 def counted(name, access):
     def call(host, *arguments, **options):
         global left
         left -= 1
         words = arguments[0] if isinstance(arguments[0], list) else [name, *map(str, arguments[:2])]
-        os.write(2, ({_MARK!r} + " ".join(words).replace("\\n", " ") + "\\n").encode())
-        if left < 0:
+        line = " ".join(words).replace("\\n", " ")
+        os.write(2, ({_MARK!r} + line + "\\n").encode())
+        if left < 0 or (text and text in line):
             os.kill(os.getpid(), 9)
         return access(host, *arguments, **options)
     return call
@@ -35,8 +37,11 @@ os._exit(main(sys.argv[3:]))
 """
 
 
-def killed(machine: Machine, guest: Guest, operation: str, suboperation: str, access: int) -> Result:
-    """Run the hook for one operation of libvirt, and kill it before one of its accesses, counted from 0."""
+def killed(machine: Machine, guest: Guest, operation: str, suboperation: str, access: int | str) -> Result:
+    """Run the hook for one operation of libvirt, and kill it before one of its accesses.
+
+    `access` counts them from 0, or is a part of what `accesses` says of it.
+    """
     (payload,) = machine.run(["sh", "-c", f"echo {PAYLOADS}/*/"]).text.split()
     # Descriptor 3 is what the shell around the hook has read already.
     call = ["sh", "-c", 'exec python3 -ISc "$0" "$@" 3< /dev/null', _KILLED, payload, str(access)]

@@ -9,18 +9,28 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from . import topology
-from .desktop import AUTOLOGIN, GREEN, ORANGE, USER
 from .guest import Guest, draws
 from .killed import NEVER, accesses, killed
 from .machine import Machine, Result
-from .picture import Colour
+from .sessions import (
+    CONSOLE,
+    GETTY,
+    LIGHTDM,
+    SESSIONS,
+    Session,
+    X,
+    give,
+    is_active,
+    settings_of,
+    shown,
+    unchanged,
+)
 from .virtpass import (
     HOOK,
     UNBIND,
@@ -38,24 +48,12 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 CARD, AUDIO = topology.CARD, topology.CARD_AUDIO
 LENT = ("vfio-pci", "vfio-pci")
 UNBIND_CARD = UNBIND.format(driver="bochs-drm")
-LIGHTDM, GETTY = "lightdm.service", "getty@tty1.service"
-# What a hand-over may change beside drivers: power management, the consoles, what runs.
-SETTINGS = """
-cd /sys/bus/pci/devices && grep . */power/control */d3cold_allowed
-cd /sys/class/vtconsole && grep . */name */bind
-systemctl list-units --failed --no-legend --plain
-systemctl is-active lightdm.service getty@tty1.service libvirtd.service
-"""
 # What goes down with the display manager, and is no service.
 ALONG = {
     "along.socket": f"[Unit]\nPartOf={LIGHTDM}\n[Socket]\nListenStream=/run/along\n",
     "along.timer": f"[Unit]\nBindsTo={LIGHTDM}\nAfter={LIGHTDM}\n[Timer]\nOnActiveSec=1d\n",
     "along.service": "[Service]\nExecStart=/bin/true\n",
 }
-# Control, Alt and F1: the ioctl is VT_ACTIVATE.
-FIRST_TERMINAL = "import fcntl; fcntl.ioctl(open('/dev/tty0'), 0x5606, 1)"
-# What openbox paints its menu on.
-WHITE = (255, 255, 255)
 # What a hook that is killed before every access is killed before, among others.
 KINDS = (
     ("prepare", f"systemctl stop -- {LIGHTDM}"),
@@ -73,57 +71,6 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Session:
-    """A way to have a desktop: what draws, who starts it again, and the files that make it so."""
-
-    name: str
-    program: str
-    unit: str
-    colour: Colour
-    files: tuple[tuple[str, str], ...] = ()
-    has_menu: bool = False
-
-    def runs(self, machine: Machine) -> list[str]:
-        """Return the processes of what draws."""
-        return machine.run(["pgrep", "-x", self.program]).text.split()
-
-    def is_seen(self, machine: Machine) -> bool:
-        """Return whether the monitor shows it."""
-        return machine.picture().share(self.colour) > 0.9
-
-    def save(self, machine: Machine, path: Path) -> None:
-        """Save what the monitor shows, with the menu that a click opens if there is one."""
-        if not self.has_menu:
-            machine.screendump(path)
-            return
-        for is_down in (True, False):
-            click = {"type": "btn", "data": {"down": is_down, "button": "right"}}
-            machine.qmp("input-send-event", events=[click])
-        machine.wait_until(lambda: machine.picture().share(WHITE) > 0.01, "the menu is open")
-        machine.screendump(path)
-        machine.qmp("send-key", keys=[{"type": "qcode", "data": "esc"}])
-        machine.wait_until(lambda: machine.picture().share(WHITE) < 0.001, "the menu is closed")
-
-
-X = Session("X by lightdm", "Xorg", LIGHTDM, ORANGE, has_menu=True)
-WAYLAND = Session(
-    "Wayland by lightdm",
-    "weston",
-    LIGHTDM,
-    GREEN,
-    (("/etc/lightdm/lightdm.conf.d/60-wayland.conf", "[Seat:*]\nautologin-session=weston\n"),),
-)
-CONSOLE = Session(
-    "Wayland from a console",
-    "weston",
-    GETTY,
-    GREEN,
-    ((f"/etc/systemd/system/{GETTY}.d/autologin.conf", AUTOLOGIN),),
-)
-SESSIONS = (X, WAYLAND, CONSOLE)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder for pictures: $VIRTPASS_LAB_PICTURES if somebody wants to look at them."""
@@ -136,54 +83,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session(request: pytest.FixtureRequest, desktop: Machine) -> Iterator[Session]:
     """A desktop that somebody sees, which is there at the end as well."""
     session: Session = request.param
-    for path, text in session.files:
-        desktop.put(text, path)
-    try:
-        desktop.run(["systemctl", "daemon-reload"]).check()
-        desktop.run(["systemctl", "restart", session.unit], timeout=120).check()
-        desktop.wait_until(lambda: session.is_seen(desktop), f"{session.name} is on the monitor", 90)
+    with shown(desktop, session):
         yield session
-        desktop.wait_until(lambda: session.is_seen(desktop), f"{session.name} is on the monitor again", 90)
-    finally:
-        desktop.run(["rm", "-f", *(path for path, _ in session.files)]).check()
-        desktop.run(["systemctl", "daemon-reload"]).check()
-        desktop.run(["systemctl", "stop", session.unit], timeout=120).check()
-        desktop.run(["loginctl", "terminate-user", USER])
-        desktop.wait_until(lambda: not session.runs(desktop), f"{session.name} has ended")
-        # lightdm leaves its own terminal on the monitor.
-        desktop.run(["python3", "-c", FIRST_TERMINAL]).check()
-        desktop.run(["systemctl", "start", GETTY]).check()
 
 
 @pytest.fixture(autouse=True)
 def before(desktop: Machine, session: Session) -> Iterator[tuple[object, str]]:
-    """Drivers and settings at the beginning; they must be the same at the end, with nothing on record.
-
-    AppArmor confines the daemon all the time.
-    """
-    assert desktop.confinement() == "libvirtd (enforce)"
-    state, settings = desktop.state(), settings_of(desktop)
-    yield state, settings
-    desktop.wait_until(lambda: journals(desktop) == [], "nothing is on record")
-    assert desktop.state() == state
-    assert settings_of(desktop) == settings
-    assert desktop.confinement() == "libvirtd (enforce)"
-
-
-def settings_of(machine: Machine) -> str:
-    """Return what a hand-over may change beside drivers."""
-    return machine.run(["sh", "-c", SETTINGS]).text
-
-
-def give(guest: Guest, display: str = "hand-over") -> None:
-    """Attach the card to the domain, with this policy."""
-    virtpass(guest.machine, "domain", "attach", guest.name, CARD).check()
-    virtpass(guest.machine, "domain", "policy", guest.name, f"display={display}").check()
-
-
-def is_active(machine: Machine, unit: str) -> bool:
-    """Return whether a unit runs."""
-    return machine.run(["systemctl", "is-active", "--quiet", unit]).status == 0
+    """Drivers and settings at the beginning; they must be the same at the end, with nothing on record."""
+    with unchanged(desktop) as found:
+        yield found
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=[session.name for session in SESSIONS], indirect=True)
@@ -192,8 +100,9 @@ def test_the_desktop_lets_the_card_go_and_comes_back(
 ) -> None:
     name = session.name.lower().replace(" ", "-")
     session.save(desktop, pictures / f"{name}-1-before.png")
+    console = session.console(desktop)
     running = session.runs(desktop)
-    give(desktop_guest, "refuse")
+    give(desktop_guest, CARD, display="refuse")
     refused = desktop_guest.start()
     assert refused.status != 0
     assert (
@@ -217,13 +126,15 @@ def test_the_desktop_lets_the_card_go_and_comes_back(
     assert is_active(desktop, session.unit)
     assert session.runs(desktop) not in ([], running)
     session.save(desktop, pictures / f"{name}-3-after.png")
+    # A text console is where it was, as a picture too, and the way back leads to the desktop.
+    assert session.console(desktop).shows(console) > 0.9
 
 
 def test_a_start_that_fails_after_the_desktop_was_stopped_brings_it_back(
     desktop: Machine, desktop_guest: Guest, session: Session
 ) -> None:
     running = session.runs(desktop)
-    give(desktop_guest)
+    give(desktop_guest, CARD)
     for unit, text in ALONG.items():
         desktop.put(text, f"/run/systemd/system/{unit}")
     desktop.run(["systemctl", "daemon-reload"]).check()
@@ -255,7 +166,7 @@ def active_since(machine: Machine) -> list[int]:
 def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
     desktop: Machine, desktop_guest: Guest, session: Session
 ) -> None:
-    give(desktop_guest)
+    give(desktop_guest, CARD)
     xml = live_xml(desktop, "guest")
     with never_answering(desktop, UNBIND_CARD):
         hook = desktop.begin([HOOK, "guest", "prepare", "begin", "-"], xml)
@@ -272,6 +183,29 @@ def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
 
 
+def lend(machine: Machine, guest: Guest) -> list[str]:
+    """Let the hook lend the card; return its accesses."""
+    return accesses(killed(machine, guest, "prepare", "begin", NEVER).check())
+
+
+def made_good(
+    machine: Machine, session: Session, before: tuple[object, str], operation: str, ended: Result
+) -> tuple[str, str]:
+    """Recover from a kill: drivers, consoles, services and the session are as before.
+
+    Returns the operation, and the access before which it was killed.
+    """
+    assert ended.status == -signal.SIGKILL, str(ended)
+    access = accesses(ended)[-1]
+    where = f"{operation} was killed before {access}"
+    virtpass(machine, "recover").check()
+    machine.wait_until(lambda: session.is_seen(machine), f"the desktop is back after {where}", 90)
+    assert session.runs(machine) != [], where
+    assert (machine.state(), settings_of(machine)) == before, where
+    assert journals(machine) == [], where
+    return operation, access
+
+
 def test_recover_brings_the_desktop_back_wherever_the_hook_was_killed(
     desktop: Machine, desktop_guest: Guest, session: Session, before: tuple[object, str]
 ) -> None:
@@ -280,50 +214,52 @@ def test_recover_brings_the_desktop_back_wherever_the_hook_was_killed(
     An access is a write to a record, a device or a console, or a program that is run. Of what comes before
     the first stop nobody at the monitor notices anything; test_survival.py kills the hook there.
     """
-    give(desktop_guest)
+    give(desktop_guest, CARD)
     points: list[tuple[str, str]] = []
-
-    def make_good(operation: str, ended: Result) -> None:
-        """Recover from a kill: drivers, consoles, services and the session are as before."""
-        assert ended.status == -signal.SIGKILL, str(ended)
-        points.append((operation, accesses(ended)[-1]))
-        where = f"{operation} was killed before {points[-1][1]}"
-        virtpass(desktop, "recover").check()
-        desktop.wait_until(lambda: session.is_seen(desktop), f"the desktop is back after {where}", 90)
-        assert session.runs(desktop) != [], where
-        assert (desktop.state(), settings_of(desktop)) == before, where
-        assert journals(desktop) == [], where
-
-    def lend() -> list[str]:
-        return accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
-
-    whole = lend()
+    whole = lend(desktop, desktop_guest)
     for access in count():
         assert desktop.state()[CARD] == desktop.state()[AUDIO] == LENT
         assert session.runs(desktop) == []
         ended = killed(desktop, desktop_guest, "release", "end", access)
         if ended.status == 0:
             break
-        make_good("release", ended)
+        points.append(made_good(desktop, session, before, "release", ended))
         # Not that of the first time, which had to load VFIO's modules.
-        whole = lend()
+        whole = lend(desktop, desktop_guest)
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
     stops = next(number for number, one in enumerate(whole) if "systemctl stop" in one)
     for access in count(stops):
         ended = killed(desktop, desktop_guest, "prepare", "begin", access)
         if ended.status == 0:
             break
-        make_good("prepare", ended)
+        points.append(made_good(desktop, session, before, "prepare", ended))
     release(desktop, desktop_guest.name).check()
     missing = [kind for kind in KINDS if not any(one[0] == kind[0] and kind[1] in one[1] for one in points)]
     assert missing == [], points
+
+
+@pytest.mark.parametrize("session", [CONSOLE], ids=[CONSOLE.name], indirect=True)
+def test_recover_brings_back_what_logind_has_ended_when_the_hook_was_killed(
+    desktop: Machine, desktop_guest: Guest, session: Session, before: tuple[object, str]
+) -> None:
+    """Only where the way of such a session is another one than that of Xorg, which ends with lightdm."""
+    give(desktop_guest, CARD)
+    for access in ("loginctl terminate-session", "/vtcon0/bind 0"):
+        made_good(
+            desktop, session, before, "prepare", killed(desktop, desktop_guest, "prepare", "begin", access)
+        )
+    for access in (f"systemctl start -- {GETTY}", "remove_own"):
+        lend(desktop, desktop_guest)
+        made_good(
+            desktop, session, before, "release", killed(desktop, desktop_guest, "release", "end", access)
+        )
 
 
 def test_who_cannot_be_asked_is_named_before_anything_is_stopped(
     desktop: Machine, desktop_guest: Guest, session: Session
 ) -> None:
     running = session.runs(desktop)
-    give(desktop_guest)
+    give(desktop_guest, CARD)
     # What a container is for systemd: a scope that is nobody's session.
     holder = desktop.begin(
         ["systemd-run", "--scope", "--quiet", "sh", "-c", "exec sleep 1000 < /dev/dri/card0"]

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from virtpass.binding.effects import Tell
 
-_LOGINCTL = "/usr/bin/loginctl"
 _UDEVADM = "/usr/bin/udevadm"
 # logind asks the session to end, and does not wait for it.
 SESSION_DEADLINE = 10.0
@@ -202,7 +201,7 @@ def _ask(host: Host, journal: Journal, asked: Asked, deadline: float, tell: Tell
         if servers := audio.stop(host, journal, user):
             did("stop", servers, f"of user {user} stopped")
     if sessions:
-        host.run([_LOGINCTL, "terminate-session", *sessions], SESSION_DEADLINE)
+        host.run([services.LOGINCTL, "terminate-session", *sessions], SESSION_DEADLINE)
         did("end", [f"session {one}" for one in sessions], "ended")
     return done
 

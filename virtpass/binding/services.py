@@ -15,6 +15,7 @@ from virtpass.system.errors import FailedError, RefusedError
 from virtpass.system.host import Host
 
 SYSTEMCTL = "/usr/bin/systemctl"
+LOGINCTL = "/usr/bin/loginctl"
 UNIT = "unit"
 
 # Seconds for all services of a hand-over together: systemd itself ends one that does not end, after 90 s
@@ -24,6 +25,10 @@ _START_DEADLINE = 60.0
 # Of one that is started again: its failures are forgotten first.
 START_BOUND = 2 * _START_DEADLINE
 ASK_DEADLINE = 10.0
+
+_IS_STOPPING = [SYSTEMCTL, "is-system-running"]
+# Without a session it tells of logind itself.
+_IS_ABOUT_TO = [LOGINCTL, "show-session", "--value", "-p", "PreparingForShutdown"]
 
 # Which units go down with a unit: those that have Requires=, Requisite=, BindsTo= or PartOf= for it, and
 # those that it names itself (UNIT_ATOM_PROPAGATE_STOP in systemd's src/core/unit-dependency-atom.c).
@@ -203,13 +208,18 @@ def host_is_stopping(host: Host) -> bool:
     """Tell whether the host is being shut down: services that are started then are stopped at once.
 
     systemd says so from the moment at which it has accepted to shut down, hence also when domains are shut
-    down for that.
+    down for that. logind knows some seconds earlier: it waits for those who have asked it to, as the libvirt
+    daemon does.
     """
+    return _is_said(host, _IS_STOPPING, "stopping") or _is_said(host, _IS_ABOUT_TO, "yes")
+
+
+def _is_said(host: Host, argv: list[str], word: str) -> bool:
     try:
-        _, output = host.run_program([SYSTEMCTL, "is-system-running"], {}, ASK_DEADLINE)
+        _, output = host.run_program(argv, {}, ASK_DEADLINE)
     except OSError:
         return False
-    return output == "stopping"
+    return output == word
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:
