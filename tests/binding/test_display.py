@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop
+from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, domain_xml
 from virtpass.binding import attributes, display, effects, engine, nvidia, owners, power, safety
-from virtpass.binding.journal import Journal, read_journal
+from virtpass.binding.journal import Journal, journals, read_journal
+from virtpass.hook.entry import run
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
@@ -19,6 +20,7 @@ XORG, SHELL, PIPEWIRE, SSH, CONTAINER, LOGIND = range(7_000_001, 7_000_007)
 CARD0, SOUND = "/dev/dri/card0", "/dev/snd/controlC0"
 MANAGER = "lightdm.service"
 USER = "/user.slice/user-1000.slice"
+KEPT_OUT = "/run/modprobe.d/00-virtpass-lent.conf"
 DEVICES = [CARD, AUDIO]
 
 
@@ -30,12 +32,14 @@ class Desktop(SimulatedHost):
         stubborn: units that do not stop.
         refusing_to_start: units that do not start.
         loaded_again: modules that are in use.
+        ruled: modules that rules of udev load again as soon as they go.
         endless: modules whose unloading does not come back.
         dependents: units that go down with another one.
         properties: what systemd tells of units beside that, such as ``After=``.
         listening: sockets of users' sound servers that are active.
         staying: users who are logged in from elsewhere, or linger.
         system_state: what systemd says of the host as a whole.
+        is_about_to_stop: whether logind says that it will be shut down.
     """
 
     def __init__(self, root: str) -> None:
@@ -44,12 +48,14 @@ class Desktop(SimulatedHost):
         self.stubborn: set[str] = set()
         self.refusing_to_start: set[str] = set()
         self.loaded_again: set[str] = set()
+        self.ruled: set[str] = set()
         self.endless: set[str] = set()
         self.dependents: dict[str, list[str]] = {}
         self.properties: dict[str, list[str]] = {}
         self.listening: set[str] = set()
         self.staying: set[str] = set()
         self.system_state = "running"
+        self.is_about_to_stop = False
 
     def begin(self, process: int, name: str, cgroup: str, node: str) -> None:
         """Let a process run and have a node open."""
@@ -96,25 +102,39 @@ class Desktop(SimulatedHost):
             if module in self.endless:
                 os.unlink(self.path(f"/sys/bus/pci/devices/{CARD}/driver"))
                 return None
-            if module in self.loaded_again:
+            if module in self.loaded_again or self.names(f"/sys/module/{module}/holders"):
                 return 1
             shutil.rmtree(self.path(f"/sys/module/{module}"))
             if module == "nvidia":
                 for address in (CARD, NIC):
                     if self.link_name(f"/sys/bus/pci/devices/{address}/driver") == "nvidia":
                         os.unlink(self.path(f"/sys/bus/pci/devices/{address}/driver"))
-                        os.unlink(self.path(f"/sys/bus/pci/drivers/nvidia/{address}"))
+                        Path(self.path(f"/sys/bus/pci/drivers/nvidia/{address}")).unlink(missing_ok=True)
+                shutil.rmtree(self.path("/sys/bus/pci/drivers/nvidia"))
+            if module in self.ruled and not self.is_kept_out(module):
+                self.put(f"/sys/module/{module}/refcnt", "0\n")
+                self.put(f"/sys/module/nvidia/holders/{module}")
             return 0
         if name == "modprobe" and argv[-1].startswith("nvidia"):
+            if self.is_kept_out(argv[-1]):
+                return 1
             self.put(f"/sys/module/{argv[-1]}/refcnt", "0\n")
+            if not self.exists("/sys/bus/pci/drivers/nvidia"):
+                self.add_driver("nvidia")
             return 0
         return 0 if name == "udevadm" else super().run(argv, deadline)
+
+    def is_kept_out(self, module: str) -> bool:
+        """Tell whether modprobe would not load a module."""
+        return f"install {module} /bin/false\n" in (self.read(KEPT_OUT) or "") + "\n"
 
     def run_program(
         self, argv: list[str], environment: dict[str, str], deadline: float, *, limit: int = 0
     ) -> tuple[int | None, str]:
         if argv[1] == "is-system-running":
             return 1, self.system_state
+        if argv[1] == "show-session":
+            return 0, "yes" if self.is_about_to_stop else "no"
         blocks = []
         words = argv[: argv.index("--", 6)]
         user = next((word.rpartition("/")[2] for word in words if word.startswith("XDG_RUNTIME_DIR=")), "")
@@ -455,6 +475,41 @@ def test_nvidia_is_unloaded_and_never_unbound(host: Desktop) -> None:
     assert host.programs == ["modprobe -- nvidia_drm", "modprobe -- nvidia_modeset", "modprobe -- nvidia"]
 
 
+def test_a_rule_that_loads_a_module_of_nvidia_again_is_in_vain(host: Desktop) -> None:
+    """Else it would be in time to keep the next one in use, or load it as long as the card is lent."""
+    on_nvidia(host, CARD)
+    host.ruled.update(("nvidia_drm", "nvidia_modeset", "nvidia"))
+    journal = begun(host)
+    nvidia.unload(host, journal, DEVICES)
+    assert not any(host.exists(f"/sys/module/{name}") for name in ("nvidia_drm", "nvidia_modeset", "nvidia"))
+    assert all(host.is_kept_out(name) for name in ("nvidia", "nvidia_uvm", "nvidia_peermem"))
+    assert effects.undo(host, journal) == []
+    assert host.exists("/sys/module/nvidia_drm")
+    assert not host.exists(KEPT_OUT)
+
+
+def test_the_card_goes_back_to_nvidia_although_its_modules_are_kept_out(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    host.put(f"/sys/bus/pci/devices/{CARD}/native", "nvidia")
+    before = host.state()
+    policy = (
+        "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy display='hand-over'/></v:passthrough>"
+    )
+    xml = domain_xml(CARD, AUDIO, metadata=policy)
+    assert run(host, "prepare", xml) == 0
+    assert host.state()[CARD] == ("vfio-pci", "vfio-pci")
+    assert host.exists(KEPT_OUT)
+    # Another domain's start or stop, or somebody else, has let them in: nothing depends on it.
+    os.unlink(host.path(KEPT_OUT))
+    assert run(host, "release", xml) == 0
+    assert host.state() == before
+    assert run(host, "prepare", xml) == 0
+    assert run(host, "release", xml) == 0
+    assert host.state() == before
+    assert not host.exists(KEPT_OUT)
+    assert journals(host) == []
+
+
 def test_nvidia_in_use_is_told_and_loaded_again(host: Desktop) -> None:
     on_nvidia(host, CARD)
     host.loaded_again.add("nvidia_modeset")
@@ -463,6 +518,7 @@ def test_nvidia_in_use_is_told_and_loaded_again(host: Desktop) -> None:
         nvidia.unload(host, journal, DEVICES)
     assert effects.undo(host, journal) == []
     assert host.exists("/sys/module/nvidia_drm")
+    assert not host.exists(KEPT_OUT)
 
 
 def test_nvidia_that_another_card_needs_stays(host: Desktop) -> None:

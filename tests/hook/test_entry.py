@@ -119,10 +119,91 @@ def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured, name: 
         "vendor='0x10de' "
         "device='0x1b80' subsystem-vendor='0x1462' subsystem-device='0x3362'/></v:passthrough>"
     )
+    moved = PciAddress.parse("0c:00.0")
+    host.add_device(moved, ids=(0x10DE, 0x1B80, 0x1462, 0x3362))
     line = refused(host, capfd, domain_xml(NIC, metadata=metadata, name=escape(name)))
     assert "0000:02:00.0 is 8086:10d3 (8086:0000) now, not 10de:1b80 (1462:3362)" in line
-    # As it stands there it can be given to a shell.
+    # Without a serial number nobody knows whether it is the same.
+    assert f"; one like that is at {moved}; " in line
+    # As they stand there they can be given to a shell.
     assert shlex.split(line.partition("or run ")[2])[:4] == ["virtpass", "domain", "adopt", name]
+    words = shlex.split(line.partition(f" is at {moved}; ")[2])
+    at = words.index("attach")
+    assert words[at - 2 : at + 3] == ["virtpass", "domain", "attach", name, str(moved)]
+    at = words.index("detach")
+    assert words[at - 2 : at + 2] == ["virtpass", "domain", "detach", name]
+    assert words[at + 2].rstrip(",") == "0000:02:00.0"
+
+
+GONE = PciAddress.parse("0b:00.0")
+
+
+def with_serial(host: SimulatedHost, address: PciAddress, serial: int) -> None:
+    """Give a device a serial number in its configuration space."""
+    capability = (0x0001_0003).to_bytes(4, "little") + serial.to_bytes(8, "little")
+    host.put(f"/sys/bus/pci/devices/{address}/config", bytes(0x100) + capability + bytes(0xEF4))
+
+
+def recorded(*devices: tuple[PciAddress, str, int]) -> str:
+    """Return the metadata of a domain with devices of one kind: their addresses, ids and serial numbers."""
+    elements = []
+    for address, device, serial in devices:
+        known = f" serial='{serial:016x}'" if serial else ""
+        elements.append(
+            f"<v:device address='{address}' vendor='0x8086' device='{device}' subsystem-vendor='0x8086' "
+            f"subsystem-device='0x0000'{known}/>"
+        )
+    return f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'>{''.join(elements)}</v:passthrough>"
+
+
+def test_twins_that_have_changed_places_are_told_apart_by_their_serial_numbers(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    with_serial(host, NIC, 2)
+    with_serial(host, TWIN, 1)
+    line = refused(host, capfd, domain_xml(NIC, metadata=recorded((NIC, "0x10d3", 1))))
+    assert "serial 0000000000000002 now, not 8086:10d3 (8086:0000) serial 0000000000000001" in line
+    assert f"; that is at {TWIN}; " in line
+
+
+def test_twins_of_one_domain_that_have_changed_places(host: SimulatedHost, capfd: Captured) -> None:
+    with_serial(host, NIC, 2)
+    with_serial(host, TWIN, 1)
+    metadata = recorded((NIC, "0x10d3", 1), (TWIN, "0x10d3", 2))
+    line = refused(host, capfd, domain_xml(NIC, TWIN, metadata=metadata))
+    assert f"; that is at {TWIN}; several have moved, see virtpass domain show guest, or run " in line
+    assert "detach" not in line
+
+
+def test_where_a_device_that_is_gone_may_be(host: SimulatedHost, capfd: Captured) -> None:
+    for address in SHARED:
+        with_serial(host, address, 2)
+    metadata = recorded((GONE, "0x10d3", 1))
+    line = refused(host, capfd, domain_xml(GONE, metadata=metadata))
+    assert f"there is no PCI device {GONE} any more" in line
+    # Whose serial number is not known may be the one.
+    assert f"; one like that is at {NIC} and at {TWIN}; " in line
+    assert f"virtpass domain attach guest {NIC} and then virtpass domain detach guest {GONE}" in line
+    with_serial(host, TWIN, 1)
+    assert f"; that is at {TWIN}; " in refused(host, capfd, domain_xml(GONE, metadata=metadata))
+
+
+def test_a_device_that_is_where_it_was_is_not_taken_for_another_that_is_gone(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    for address in SHARED:
+        with_serial(host, address, 2)
+    metadata = recorded((NIC, "0x10d3", 0), (GONE, "0x10d3", 3))
+    line = refused(host, capfd, domain_xml(NIC, GONE, metadata=metadata))
+    assert f"; one like that is at {TWIN}; " in line
+
+
+def test_a_device_that_is_nowhere(host: SimulatedHost, capfd: Captured) -> None:
+    line = refused(host, capfd, domain_xml(GONE, metadata=recorded((GONE, "0xbeef", 0))))
+    assert f"there is no PCI device {GONE} on this host" in line
+    line = refused(host, capfd, domain_xml(NIC, metadata=recorded((NIC, "0xbeef", 0))))
+    assert " is at " not in line
+    assert "attach the device at its new address, or run virtpass domain adopt guest" in line
 
 
 def test_a_policy_that_this_version_does_not_know(host: SimulatedHost, capfd: Captured) -> None:

@@ -15,8 +15,9 @@ import pytest
 from . import topology
 from .desktop import ORANGE
 from .guest import Guest
+from .killed import NEVER, accesses, killed
 from .machine import Machine, Result
-from .virtpass import journals, virtpass
+from .virtpass import call_hook, journals, live_xml, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -31,6 +32,21 @@ DEADLINE, REST = 30.0, 40.0
 GIVING_BACK = 20.0
 # Sooner than the hook gives a driver up, also on cores that have five other machines to run.
 PROMPTLY = 25.0
+
+# Rules of udev without an ACTION, so that they hold when a module goes too.
+LOADING, MODPROBE = "/run/udev/rules.d/60-nvidia.rules", "/etc/modprobe.d/nvidia.conf"
+RULES = "".join(
+    f'KERNEL=="{name}", SUBSYSTEM=="module", RUN+="/sbin/modprobe {name}"\n'
+    for name in ("nvidia", "nvidia_modeset")
+)
+LOAD, LOADS = "/run/load-nvidia", "/run/nvidia-loads"
+LOADER = f"""#!/bin/sh
+echo once >> {LOADS}
+modprobe --ignore-install nvidia || exit 1
+[ -e /sys/bus/pci/drivers/nvidia/{EDU} ] && exit 0
+rmmod nvidia
+exit 1
+"""
 
 State = dict[str, tuple[str, str]]
 
@@ -279,6 +295,70 @@ def test_nvidia_is_unloaded_in_order_and_loaded_again(
     desktop.wait_until(lambda: modules(desktop) == ["nvidia", "nvidia_modeset"], "both modules are back", 10)
 
 
+@pytest.fixture
+def rules(desktop: Machine, nvidia: State) -> Iterator[None]:
+    """Rules of udev that load each module as soon as it goes, as NVIDIA's packages have or had them.
+
+    With them, and as it is with the real driver, a load that finds no device to drive comes to nothing: udev
+    is told that the module has gone, which makes it load the module again.
+    """
+    desktop.put(LOADER, LOAD, 0o755)
+    desktop.run(["mkdir", "-p", "/run/udev/rules.d"]).check()
+    desktop.put(RULES, LOADING)
+    desktop.put(f"install nvidia {LOAD}\n", MODPROBE)
+    desktop.run(["udevadm", "control", "--reload"]).check()
+    yield
+    desktop.run(["rm", LOAD, LOADING, MODPROBE]).check()
+    desktop.run(["udevadm", "control", "--reload"]).check()
+    # The loads that they have begun.
+    desktop.run(["udevadm", "settle"], timeout=120).check()
+
+
+def loads(machine: Machine) -> int:
+    """Return how many times the driver was loaded."""
+    return len(machine.run(["cat", LOADS]).text.split())
+
+
+def test_rules_that_load_nvidia_as_soon_as_it_goes_neither_keep_it_nor_go_round(
+    desktop: Machine, desktop_guest: Guest, nvidia: State, rules: None
+) -> None:
+    give(desktop_guest, NEIGHBOUR, EDU, display="hand-over")
+    for _ in range(3):
+        desktop.run(["rm", "-f", LOADS]).check()
+        desktop_guest.start().check()
+        assert desktop.state() == nvidia | {EDU: LENT, NEIGHBOUR: LENT}
+        desktop.run(["udevadm", "settle"], timeout=120).check()
+        assert (modules(desktop), loads(desktop)) == ([], 0)
+        # Nobody else brings it back either.
+        assert desktop.run(["modprobe", "nvidia_modeset"]).status != 0
+        desktop_guest.destroy()
+        desktop.wait_until(lambda: desktop.state() == nvidia, "the devices are back")
+        desktop.wait_until(
+            lambda: modules(desktop) == ["nvidia", "nvidia_modeset"], "both modules are back", 10
+        )
+        assert loads(desktop) == 1
+        assert desktop.run(["find", "/run/modprobe.d", "-name", "*virtpass*"]).text == ""
+
+
+def test_a_hook_that_was_killed_while_nvidia_was_kept_out_is_made_good(
+    desktop: Machine, desktop_guest: Guest, nvidia: State, rules: None
+) -> None:
+    give(desktop_guest, NEIGHBOUR, EDU, display="hand-over")
+    done = accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
+    call_hook(desktop, "guest", "release", "end", live_xml(desktop, "guest")).check()
+    assert desktop.state() == nvidia
+    first = next(number for number, access in enumerate(done) if "modprobe.d" in access)
+    last = max(number for number, access in enumerate(done) if "rmmod" in access)
+    for number in range(first, last + 3):
+        ended = killed(desktop, desktop_guest, "prepare", "begin", number)
+        assert ended.status == -signal.SIGKILL, str(ended)
+        virtpass(desktop, "recover").check()
+        assert desktop.state() == nvidia, f"killed before {accesses(ended)[-1]}"
+        assert modules(desktop) == ["nvidia", "nvidia_modeset"]
+        assert desktop.run(["find", "/run/modprobe.d", "-name", "*virtpass*"]).text == ""
+        assert journals(desktop) == []
+
+
 def test_nvidia_with_a_user_that_shows_nowhere_is_refused(
     desktop: Machine, desktop_guest: Guest, nvidia: State
 ) -> None:
@@ -291,6 +371,7 @@ def test_nvidia_with_a_user_that_shows_nowhere_is_refused(
     assert modules(desktop) == ["nvidia", "nvidia_modeset"]
     assert journals(desktop) == []
     assert "remove waits for" not in kernel_log(desktop)
+    assert desktop.run(["find", "/run/modprobe.d", "-name", "*virtpass*"]).text == ""
     tell(desktop, "held", "N", module="nvidia")
     desktop_guest.start().check()
     desktop_guest.destroy()

@@ -104,6 +104,37 @@ def test_a_function_goes_to_a_guest_and_comes_back(card: Machine, guest: Guest) 
     card.wait_until(lambda: card.state() == before, "the function is as it was")
 
 
+def test_the_card_itself_goes_to_a_guest_only_without_functions(card: Machine, guest: Guest) -> None:
+    """Its driver would remove them, whoever uses them."""
+    virtpass(card, "domain", "attach", guest.name, CARD).check()
+    virtpass(card, "device", "functions", CARD, "2").check()
+    before = card.state()
+    refused = guest.start()
+    assert refused.status != 0
+    assert f"{CARD} has 2 virtual functions, which would vanish from whoever uses them" in refused.error_text
+    assert f"virtpass device functions {CARD} 0" in refused.error_text
+    assert (card.state(), functions(card), journals(card)) == (before, [FIRST, SECOND], [])
+    # Also when one of them is used by another domain.
+    other = Guest(card, "other")
+    other.define()
+    try:
+        virtpass(card, "domain", "attach", "other", SECOND).check()
+        other.start().check()
+        assert guest.start().status != 0
+        assert other.state() == "running"
+        assert (card.driver(CARD), card.driver(SECOND)) == ("igb", "vfio-pci")
+    finally:
+        other.remove()
+    card.wait_until(lambda: card.state() == before, "the function is as it was")
+    virtpass(card, "device", "functions", CARD, "0").check()
+    before = card.state()
+    guest.start().check()
+    assert card.state() == before | {CARD: ("vfio-pci", "vfio-pci")}
+    assert "8086:10c9" in {seen.ids for seen in guest.wait_ready().values()}
+    guest.destroy()
+    card.wait_until(lambda: card.state() == before, "the card is back")
+
+
 def test_a_function_of_a_domain_that_is_not_ours_stays(card: Machine) -> None:
     """Whoever has the group open, virtpass has no record of it."""
     virtpass(card, "device", "functions", CARD, "1").check()

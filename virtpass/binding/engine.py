@@ -477,6 +477,11 @@ def probe(host: Host, address: PciAddress, wanted: str) -> None:
     """
     _drivers_probe(host, address)
     if sysfs.driver(host, address) is None and not host.exists(f"{sysfs.DRIVERS}/{wanted}"):
+        if wanted == sysfs.NVIDIA:
+            # Not at the top: it imports this module, and other drivers do without.
+            from virtpass.binding import nvidia
+
+            nvidia.let_in(host)
         # The module was unloaded in the meantime; the device's alias finds it, as at boot.
         load_module(host, host.read(f"{sysfs.device_path(address)}/modalias") or wanted)
         if not host.exists(f"{sysfs.DRIVERS}/{wanted}"):

@@ -27,6 +27,9 @@ _PROGRAM_DEADLINE = 5.0
 _MOVING = ("going", "coming")
 # What rmmod is a link to, where it is one: kmod nearly everywhere, busybox on Alpine.
 _RMMOD = ("kmod", "busybox", "rmmod")
+# Read by modprobe before the files of /etc, for of several lines for a module the first counts (modprobe.d(5)
+# sorts by name); gone with the next boot.
+_KEPT_OUT_DIRECTORY, _KEPT_OUT = "/run/modprobe.d", "00-virtpass-lent.conf"
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -56,10 +59,12 @@ def loaded(host: Host, addresses: list[PciAddress]) -> list[str]:
 
 
 def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[str]:
-    """Unload the driver where one of the devices is bound to it.
+    """Unload the driver where one of the devices is bound to it, and keep it out until one needs it again.
 
-    The override of its devices names another driver by now, so that rules of udev which load it again do no
-    harm.
+    Rules of udev load a module again as soon as it goes; NVIDIA's own did until 2025
+    (openSUSE/nvidia-driver-G06 pull request 71). They would be in time to keep the next module in use; and as
+    the driver ends its load where no device is left to it, they would load it again and again until the
+    device is back. modprobe, which they run, refuses meanwhile.
 
     Returns:
         what was done, as sentences without a full stop.
@@ -74,6 +79,8 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
     # Before: the kernel takes the link to the driver away first of all.
     bound = [address for address in addresses if sysfs.driver(host, address) == DRIVER]
     journal.add(*((MODULE, name) for name in reversed(names)))
+    lines = "".join(f"install {name} /bin/false\n" for name in _MODULES)
+    host.replace_own(_KEPT_OUT_DIRECTORY, _KEPT_OUT, lines.encode(), 0o644)
     for name in names:
         status = host.run(["/sbin/rmmod", "--", name], DEADLINE)
         if status is None:
@@ -92,16 +99,27 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
     return [f"{', '.join(names)} unloaded"]
 
 
+def let_in(host: Host) -> None:
+    """Let the modules be loaded again, by whomever; nothing happens where they may be.
+
+    Raises:
+        VirtpassError: what keeps them out cannot be removed.
+    """
+    host.remove_own(_KEPT_OUT_DIRECTORY, _KEPT_OUT)
+
+
 def load_again(host: Host, fields: tuple[str, ...]) -> None:
     """Load a module that was unloaded.
 
     Raises:
         FailedError: it is not there afterwards, or it neither comes nor goes.
+        VirtpassError: it is kept out.
         ValueError: the record is none.
     """
     (name,) = fields
     if name not in _MODULES:
         raise ValueError("not a module that virtpass unloads")
+    let_in(host)
     if not _wait_until_settled(host, name):
         what = f"the module {name} is still on its way in or out of the kernel"
         raise FailedError("module", what, "look at the kernel log, then run virtpass recover")

@@ -9,7 +9,7 @@ from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.identity import Identity
 from virtpass.pci.usage import claimed_disk, mediated_of, used_by_host
-from virtpass.system.errors import RefusedError
+from virtpass.system.errors import NotFoundError, RefusedError
 from virtpass.system.host import Host
 
 _SPARE = "free it first, or leave it with the host"
@@ -145,25 +145,64 @@ def refuse_shared_group(host: Host, addresses: list[PciAddress]) -> None:
             )
 
 
-def refuse_other_device(host: Host, address: PciAddress, recorded: Identity, domain: str) -> None:
-    """Refuse a device that is not the one that was attached: addresses move when cards are added.
+def refuse_moved(host: Host, recorded: dict[PciAddress, Identity], domain: str) -> None:
+    """Refuse devices that are not the ones that were attached: addresses move when cards are added.
 
     Args:
         host: the host.
-        address: the device.
-        recorded: what was there when it was attached.
-        domain: the name of the domain that it was attached to.
+        recorded: the devices, and what was there when they were attached.
+        domain: the name of the domain that they were attached to.
 
     Raises:
-        RefusedError: another device is at the address now.
+        RefusedError: another device is at an address now; where the one that was attached may be is named.
+        NotFoundError: nothing is at an address.
     """
-    seen = sysfs.identity(host, address)
-    if not recorded.is_same_device(seen):
+    seen = {one: sysfs.identity(host, one) if sysfs.is_present(host, one) else None for one in recorded}
+    there = [one for one, now in seen.items() if now is not None and recorded[one].is_same_device(now)]
+    for address, was in recorded.items():
+        now = seen[address]
+        if address in there:
+            continue
+        places, is_certain = _places(host, was, there)
+        if now is None and not places:
+            raise sysfs.no_device(address)
+        where, remedy = "", "attach the device at its new address"
+        if places:
+            subject = "that" if is_certain else "one like that"
+            where = f"; {subject} is at {' and at '.join(map(str, places))}"
+            # In this order: with its last device the domain would lose its policy.
+            remedy = (
+                f"virtpass domain attach {_word(domain)} {places[0]}"
+                f" and then virtpass domain detach {_word(domain)} {address}"
+            )
+            if places[0] in recorded:
+                # The second command would take away what the first has just recorded for another one.
+                remedy = f"several have moved, see virtpass domain show {_word(domain)}"
+        if now is None:
+            what = f"there is no PCI device {address} any more, which was {was} when it was attached{where}"
+            raise NotFoundError("no-device", what, remedy)
         raise RefusedError(
             "other-device",
-            f"{address} is {seen} now, not {recorded} as when it was attached",
-            f"attach the device at its new address, or run virtpass domain adopt {_word(domain)}",
+            f"{address} is {now} now, not {was} as when it was attached{where}",
+            f"{remedy}, or run virtpass domain adopt {_word(domain)}",
         )
+
+
+def _places(host: Host, wanted: Identity, others: list[PciAddress]) -> tuple[list[PciAddress], bool]:
+    """Return where a device may be that is not where it was, except where others are known to be.
+
+    Returns:
+        the addresses, and whether a serial number says so.
+    """
+    found = {
+        address: sysfs.identity(host, address)
+        for address in sysfs.addresses(host)
+        # Of these only the serial number is read: a device has to wake for that.
+        if address not in others and sysfs.identity_without_serial(host, address)[:4] == wanted[:4]
+    }
+    certain = [address for address, seen in found.items() if wanted.serial and seen == wanted]
+    possible = [address for address, seen in found.items() if wanted.is_same_device(seen)]
+    return certain or possible, bool(certain)
 
 
 def _word(name: str) -> str:

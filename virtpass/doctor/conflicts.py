@@ -145,7 +145,7 @@ def _unfinished(scene: Scene) -> list[Finding]:
 
 def _domains(scene: Scene) -> list[Finding]:
     found: list[Finding] = []
-    fix = "cards may have moved: virtpass devices, then virtpass domain detach and attach"
+    fix = "where they are: virtpass devices; virtpass domain attach with that address, then detach with the old one"
     found += [Finding(Verdict.FAIL, what, fix, name) for name, what in scene.outside.misplaced]
     if scene.outside.running is None:
         return [Finding(Verdict.UNKNOWN, "libvirt does not answer")]

@@ -11,8 +11,8 @@ _MEANINGS = {
         "hand-over": "the desktop session on the card ends when the domain starts; unsaved work is lost",
     },
     "companions": {
-        "bind": "the other devices of an IOMMU group go to vfio-pci too, and the host is without them",
-        "free": "the other devices of an IOMMU group stay without driver; a hot reset may not be possible",
+        "bind": "the other functions of a card go to vfio-pci too, and the host is without them",
+        "free": "the other functions of a card stay without driver; a hot reset may not be possible",
     },
     "huge-pages": {
         "no": "no huge pages are reserved for the domain",

@@ -68,10 +68,10 @@ def check(
     safety.refuse_lent(host, lent, request.uuid, freed=freed)
     for address in lent:
         engine.refuse_stuck(host, address)
+    recorded = {one: was for one, was in request.identities.items() if one in request.devices}
+    safety.refuse_moved(host, recorded, request.name)
+    for address in lent:
         safety.refuse_unassignable(host, address)
-    for address, recorded in request.identities.items():
-        if address in request.devices:
-            safety.refuse_other_device(host, address, recorded, request.name)
     if loads:
         engine.load_vfio(host)
     checked = Checked(policy, companions, has_steps=host.exists(effects.STEPS_DIRECTORY))

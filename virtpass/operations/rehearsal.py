@@ -199,7 +199,10 @@ def _steps(
     if checked.hands_over:
         found += _desktop(host, lent, asked, float(checked.policy.wait))
         found += _framebuffers(host, lent)
-        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in nvidia.loaded(host, lent)]
+        unloaded = nvidia.loaded(host, lent)
+        if unloaded:
+            found.append(RehearsedStep("keep modprobe from loading NVIDIA's modules again"))
+        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in unloaded]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
     back = {home.address: home for journal in left for home in journal.homes}
     homes = [back.get(home.address, home) for home in engine.homes(host, lent)]

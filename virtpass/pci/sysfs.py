@@ -60,15 +60,21 @@ def identity(host: Host, address: PciAddress) -> Identity:
 
     An id that cannot be read counts as 0.
     """
-    vendor, device, board_vendor, board = (
-        (number(host, address, attribute) or 0) & 0xFFFF
-        for attribute in ("vendor", "device", "subsystem_vendor", "subsystem_device")
-    )
+    vendor, device, board_vendor, board, _ = identity_without_serial(host, address)
     try:
         serial = serial_number(_config(host, address, _CONFIG_BYTES))
     except OSError:
         serial = ""
     return Identity(vendor, device, board_vendor, board, serial)
+
+
+def identity_without_serial(host: Host, address: PciAddress) -> Identity:
+    """Return the ids of a device alone, for which it need not be awake; errors as for `identity`."""
+    vendor, device, board_vendor, board = (
+        (number(host, address, attribute) or 0) & 0xFFFF
+        for attribute in ("vendor", "device", "subsystem_vendor", "subsystem_device")
+    )
+    return Identity(vendor, device, board_vendor, board)
 
 
 def header_type(host: Host, address: PciAddress) -> int | None:
