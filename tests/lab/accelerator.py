@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .topology import MIXED, Flavour
 PROBE_SECONDS = 15.0
 NESTED = (Path("/sys/module/kvm_amd/parameters/nested"), Path("/sys/module/kvm_intel/parameters/nested"))
 _DECISION: list[bool] = []
+_DECIDING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ def choose(image: Image, flavour: Flavour) -> Accelerator:
 
 def _kvm_wanted(image: Image) -> bool:
     """Decide once for the whole run: the images have the same kernel."""
-    if not _DECISION:
-        _DECISION.append(_decide(image))
+    with _DECIDING:
+        if not _DECISION:
+            _DECISION.append(_decide(image))
     return _DECISION[0]
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 from .disk import SYSTEMD_BOOT
 from .machine import Machine
-from .provision import GRUB_FILE, kernel_install
+from .provision import GRUB_FILE
 
 # A run of dracut or update-initramfs takes most of a minute where another machine runs beside it.
 TIMEOUT = 600.0
@@ -39,10 +39,6 @@ class Bootloader(ABC):
     @abstractmethod
     def chosen_once(self) -> str:
         """Return the entry that the next boot alone takes; empty when none was chosen."""
-
-    @abstractmethod
-    def add_argument(self, word: str) -> None:
-        """Add a kernel argument for this and all later kernels."""
 
     @abstractmethod
     def add_entry(self, entry: str, word: str) -> None:
@@ -80,7 +76,7 @@ class Grub(Bootloader):
         return "".join(line[11:] for line in listed.splitlines() if line.startswith("next_entry="))
 
     def add_argument(self, word: str) -> None:
-        """Edit Debian's file and run update-grub."""
+        """Add a kernel argument for this and all later kernels: edit Debian's file, run update-grub."""
         text = self.machine.get(GRUB_FILE).decode()
         text = re.sub(r'^(GRUB_CMDLINE_LINUX_DEFAULT=".*)"$', rf'\1 {word}"', text, flags=re.MULTILINE)
         self.machine.put(text, GRUB_FILE)
@@ -99,7 +95,6 @@ class SystemdBoot(Bootloader):
     """systemd-boot with the entries that kernel-install makes."""
 
     ESP = "/boot/efi"
-    ARGUMENTS = "/etc/kernel/cmdline"
     ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
     def entries(self) -> list[str]:
@@ -116,12 +111,6 @@ class SystemdBoot(Bootloader):
         if self.machine.run(["test", "-e", self.ONE_SHOT]).status != 0:
             return ""
         return self.machine.get(self.ONE_SHOT)[4:].decode("utf-16-le").rstrip("\0")
-
-    def add_argument(self, word: str) -> None:
-        """Edit /etc/kernel/cmdline and let kernel-install make the entries anew."""
-        text = self.machine.get(self.ARGUMENTS).decode()
-        self.machine.put(f"{text.rstrip()} {word}\n", self.ARGUMENTS)
-        kernel_install(self.machine)
 
     def add_entry(self, entry: str, word: str) -> None:
         """Copy the file of the standard entry, behind which it is sorted: the first one is booted."""

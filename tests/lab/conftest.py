@@ -13,7 +13,7 @@ import pytest
 
 from . import image
 from .channel import AgentError
-from .disk import BOOT_KINDS, DESKTOP, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
+from .disk import DESKTOP, GRUB_BIOS, GRUB_UEFI, SYSTEMD_BOOT, Kind
 from .guest import Guest, nested
 from .machine import CommandTimeout, Machine, MachineLost
 from .progress import say
@@ -49,13 +49,6 @@ def machine(bare_machine: Machine, package: Path) -> Machine:
 
 # Machines that boot by themselves, with virtpass, one for the tests of a module. What such a test changes it
 # changes back, or it comes last.
-
-
-@pytest.fixture(scope="module", params=BOOT_KINDS, ids=[kind.name for kind in BOOT_KINDS])
-def boot_machine(request: pytest.FixtureRequest, package: Path) -> Iterator[Machine]:
-    """A machine of each kind, one after the other: pytest runs all tests of the module with it first."""
-    with installed(request.param, package) as machine:
-        yield machine
 
 
 @pytest.fixture(scope="module")

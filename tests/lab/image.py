@@ -1,6 +1,6 @@
 """Builds and caches the images: Debian with libvirt for the standard machine, and one for each boot machine.
 
-`python3 -m tests.lab.image` builds what the cache does not hold; --rebuild does so in any case.
+`python3 -m tests.lab.image` builds what the cache does not hold, two at a time; --rebuild builds all.
 The cache lies in $VIRTPASS_LAB_CACHE, else $XDG_CACHE_HOME/virtpass/lab, else ~/.cache/virtpass/lab.
 Neither a loop device nor a mount is needed; root is not needed where user name spaces are allowed.
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from .machine import Machine
 from .progress import say
 from .provision import provision
 from .recipe import SUITE, TAR, Recipe
+
+# To install a distribution and to boot it keep one core busy each.
+AT_A_TIME = 2
 
 
 def cache() -> Path:
@@ -41,35 +45,36 @@ def ready(kind: Kind = STANDARD, rebuild: bool = False) -> Image:
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / recipe.key()
-    with _lock(folder):
+    with _lock(folder, "emulator"):
         qemu = emulator.unpack(folder)
+    with _lock(folder, kind.name):
         if final.exists() and not rebuild:
             return Image(final, qemu, kind)
-        for leftover in folder.glob(".building-*"):
+        for leftover in folder.glob(f".building-{kind.name}-*"):
             shutil.rmtree(leftover)
         building = folder / f".building-{recipe.key()}"
         building.mkdir()
         say(f"building the image {final.name} in {folder}; two to three minutes, once")
         began = time.monotonic()
         _build(recipe, building, folder / f"{kind.name}.log")
-        say("booting it for the first time (usually one minute)")
+        say(f"booting {final.name} for the first time (usually one minute)")
         with Machine(Image(building, qemu, kind.base), writable=True, own_loader=False) as machine:
             provision(machine)
         for old in folder.glob(f"{kind.name}-*"):
             shutil.rmtree(old)
         building.rename(final)
-        say(f"the image is ready; it took {time.monotonic() - began:.0f} s")
+        say(f"the image {final.name} is ready; it took {time.monotonic() - began:.0f} s")
     return Image(final, qemu, kind)
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second builder waiting until this one has finished."""
-    with (folder / "lock").open("w") as file:
+def _lock(folder: Path, name: str) -> Iterator[None]:
+    """Keep a second builder of the same thing waiting until this one has finished."""
+    with (folder / f"{name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another process builds the image; waiting for it")
+            say(f"{name} is being built already; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -85,10 +90,9 @@ def _build(recipe: Recipe, folder: Path, log: Path) -> None:
         Path(scratch, TAR).write_bytes(recipe.files)
         for script in recipe.scripts:
             shutil.copy(script, scratch)
-        say(f"installing Debian {SUITE} (usually one minute); log: {log}")
+        say(f"installing Debian {SUITE} (usually one minute or two); log: {log}")
         options = ["--variant=minbase", "--format=null", f"--include={','.join(recipe.packages)}"]
         debian.mmdebstrap([*options, *recipe.hooks(Path(scratch), out)], SUITE, "-", log)
-        say("copying it into the cache")
         copy = ["cp", "--sparse=always", *map(str, sorted(out.iterdir())), str(folder)]
         subprocess.run(copy, timeout=debian.BUILD_TIMEOUT, check=True)
 
@@ -99,14 +103,21 @@ def main() -> int:
     parser.add_argument("--rebuild", action="store_true", help="build even if the cache holds it")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this one")
     options = parser.parse_args()
-    try:
-        for name in options.kind or KINDS:
-            sys.stdout.write(f"{ready(KINDS[name], options.rebuild).folder}\n")
-            sys.stdout.flush()
-    except debian.BuildError as error:
-        say(str(error))
-        return 1
-    return 0
+    status = 0
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        images = [pool.submit(ready, KINDS[name], options.rebuild) for name in options.kind or KINDS]
+        for image in images:
+            try:
+                sys.stdout.write(f"{image.result().folder}\n")
+                sys.stdout.flush()
+            except debian.BuildError as error:
+                say(str(error))
+                status = 1
+                for other in images:
+                    other.cancel()
+            except CancelledError:
+                pass  # one that was not begun any more
+    return status
 
 
 if __name__ == "__main__":

@@ -49,12 +49,12 @@ def test_applied_booted_left_by_the_fallback_and_taken_back(grub_bios: Machine) 
     there_and_back(grub_bios)
 
 
-def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(grub_bios: Machine) -> None:
-    on_trial(grub_bios)
-
-
 def test_a_trial_that_is_taken_back_is_not_booted(grub_bios: Machine) -> None:
     trial_taken_back(grub_bios)
+
+
+def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(grub_bios: Machine) -> None:
+    on_trial(grub_bios)
 
 
 def applying(machine: Machine) -> Job:
@@ -100,7 +100,7 @@ def test_the_command_ends_while_it_is_applied(grub_bios: Machine, number: int) -
         # It has put everything back itself.
         assert tree(machine) == before
     else:
-        assert status(machine)["unfinished"] is True
+        assert status(machine)[1]["unfinished"] is True
         assert host(machine, "apply", *WISHES, "--dry-run").status == 4
         assert "put back" in host(machine, "recover").check().text
     host(machine, "recover").check()
@@ -109,7 +109,7 @@ def test_the_command_ends_while_it_is_applied(grub_bios: Machine, number: int) -
 
 
 def test_interrupts_that_are_not_remapped_are_accepted_at_once_and_not_for_ever(grub_bios: Machine) -> None:
-    machine, loader = grub_bios, bootloader.of(grub_bios)
+    machine, loader = grub_bios, bootloader.Grub(grub_bios)
     defaults = machine.get(GRUB_FILE)
     loader.add_argument("intremap=off")
     machine.reboot()

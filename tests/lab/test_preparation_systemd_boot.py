@@ -14,9 +14,9 @@ def test_applied_booted_left_by_the_fallback_and_taken_back(systemd_boot: Machin
     there_and_back(systemd_boot)
 
 
-def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(systemd_boot: Machine) -> None:
-    on_trial(systemd_boot)
-
-
 def test_a_trial_that_is_taken_back_is_not_booted(systemd_boot: Machine) -> None:
     trial_taken_back(systemd_boot)
+
+
+def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(systemd_boot: Machine) -> None:
+    on_trial(systemd_boot)
