@@ -12,6 +12,7 @@ from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, do
 from virtpass.binding import attributes, display, effects, engine, nvidia, owners, power, safety
 from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.hook.entry import run
+from virtpass.operations.recovery import recover
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
@@ -22,6 +23,9 @@ MANAGER = "lightdm.service"
 USER = "/user.slice/user-1000.slice"
 KEPT_OUT = "/run/modprobe.d/00-virtpass-lent.conf"
 DEVICES = [CARD, AUDIO]
+HAND_OVER = (
+    "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy display='hand-over'/></v:passthrough>"
+)
 
 
 class Desktop(SimulatedHost):
@@ -33,6 +37,7 @@ class Desktop(SimulatedHost):
         refusing_to_start: units that do not start.
         loaded_again: modules that are in use.
         ruled: modules that rules of udev load again as soon as they go.
+        broken: modules that cannot be loaded.
         endless: modules whose unloading does not come back.
         dependents: units that go down with another one.
         properties: what systemd tells of units beside that, such as ``After=``.
@@ -49,6 +54,7 @@ class Desktop(SimulatedHost):
         self.refusing_to_start: set[str] = set()
         self.loaded_again: set[str] = set()
         self.ruled: set[str] = set()
+        self.broken: set[str] = set()
         self.endless: set[str] = set()
         self.dependents: dict[str, list[str]] = {}
         self.properties: dict[str, list[str]] = {}
@@ -116,7 +122,7 @@ class Desktop(SimulatedHost):
                 self.put(f"/sys/module/nvidia/holders/{module}")
             return 0
         if name == "modprobe" and argv[-1].startswith("nvidia"):
-            if self.is_kept_out(argv[-1]):
+            if self.is_kept_out(argv[-1]) or argv[-1] in self.broken:
                 return 1
             self.put(f"/sys/module/{argv[-1]}/refcnt", "0\n")
             if not self.exists("/sys/bus/pci/drivers/nvidia"):
@@ -492,10 +498,7 @@ def test_the_card_goes_back_to_nvidia_although_its_modules_are_kept_out(host: De
     on_nvidia(host, CARD)
     host.put(f"/sys/bus/pci/devices/{CARD}/native", "nvidia")
     before = host.state()
-    policy = (
-        "<v:passthrough xmlns:v='urn:virtpass:passthrough:1'><v:policy display='hand-over'/></v:passthrough>"
-    )
-    xml = domain_xml(CARD, AUDIO, metadata=policy)
+    xml = domain_xml(CARD, AUDIO, metadata=HAND_OVER)
     assert run(host, "prepare", xml) == 0
     assert host.state()[CARD] == ("vfio-pci", "vfio-pci")
     assert host.exists(KEPT_OUT)
@@ -508,6 +511,45 @@ def test_the_card_goes_back_to_nvidia_although_its_modules_are_kept_out(host: De
     assert host.state() == before
     assert not host.exists(KEPT_OUT)
     assert journals(host) == []
+
+
+def test_nvidia_that_cannot_be_loaded_again_is_kept_out_until_it_can(host: Desktop) -> None:
+    """Else rules of udev would go on with what has failed."""
+    on_nvidia(host, CARD)
+    journal = begun(host)
+    nvidia.unload(host, journal, DEVICES)
+    host.broken.add("nvidia_drm")
+    host.broken.add("nvidia_modeset")
+    host.broken.add("nvidia")
+    assert {one.reference for one in effects.undo(host, journal)} == {"module"}
+    assert host.exists(KEPT_OUT)
+    host.broken.clear()
+    assert effects.undo(host, journal) == []
+    assert not host.exists(KEPT_OUT)
+
+
+def test_modprobe_that_cannot_be_told_is_no_reason_to_refuse(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    os.makedirs(host.path("/run"), exist_ok=True)
+    os.symlink("/tmp", host.path("/run/modprobe.d"))
+    done, problem = nvidia.unload(host, begun(host), DEVICES)
+    assert done == "nvidia_drm, nvidia_modeset, nvidia unloaded"
+    assert problem.startswith("modprobe may load them again: /run/modprobe.d is a symbolic link")
+
+
+def test_what_keeps_nvidia_out_goes_when_nothing_is_on_record_for_it(host: Desktop) -> None:
+    on_nvidia(host, CARD)
+    journal = begun(host)
+    nvidia.unload(host, journal, DEVICES)
+    nvidia.let_in_unless_lent(host)
+    assert host.exists(KEPT_OUT)
+    assert "virtpass recover" in (host.read(KEPT_OUT) or "")
+    # Somebody has removed a record that could not be read.
+    journal.remove()
+    assert recover(host, frozenset, dry_run=True) == []
+    assert host.exists(KEPT_OUT)
+    assert recover(host, frozenset) == []
+    assert not host.exists(KEPT_OUT)
 
 
 def test_nvidia_in_use_is_told_and_loaded_again(host: Desktop) -> None:

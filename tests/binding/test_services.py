@@ -14,6 +14,7 @@ import pytest
 from tests.binding.test_display import (
     CARD0,
     DEVICES,
+    HAND_OVER,
     MANAGER,
     PIPEWIRE,
     SHELL,
@@ -29,6 +30,8 @@ from tests.binding.test_display import (
 from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, domain_xml
 from virtpass.binding import audio, display, effects, holders, reach, services
 from virtpass.binding.journal import read_journal
+from virtpass.hook.entry import run
+from virtpass.operations.recovery import recover
 from virtpass.operations.rehearsal import rehearse
 from virtpass.system.errors import FailedError, RefusedError
 
@@ -506,23 +509,37 @@ def test_what_only_looks_like_a_sound_server_is_none(host: Desktop, cgroup: str)
 # a host that shuts down
 
 
-@pytest.mark.parametrize(
-    ("state", "is_about_to_stop", "units"),
-    [("stopping", True, []), ("stopping", False, []), ("running", True, []), ("degraded", False, [MANAGER])],
-)
-def test_nothing_is_started_while_the_host_shuts_down(
-    host: Desktop, state: str, is_about_to_stop: bool, units: list[str]
-) -> None:
+@pytest.mark.parametrize(("state", "units"), [("stopping", []), ("degraded", [MANAGER])])
+def test_nothing_is_started_while_the_host_shuts_down(host: Desktop, state: str, units: list[str]) -> None:
     with_lightdm(host)
     journal = begun(host)
     hand_over(host, journal)
     host.programs.clear()
     host.system_state = state
-    host.is_about_to_stop = is_about_to_stop
     told: list[tuple[object, ...]] = []
     assert effects.undo(host, journal, tell=lambda *one: told.append(one)) == []
     assert started(host) == units
     assert [one for one in told if "the host shuts down" in str(one[1])] == ([] if units else told)
+
+
+def test_what_waits_for_a_shutdown_is_started_by_recover_if_it_does_not_come(
+    host: Desktop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """logind says so before systemd, and takes it back where something comes between."""
+    with_lightdm(host)
+    before = host.state()
+    xml = domain_xml(CARD, AUDIO, metadata=HAND_OVER)
+    assert run(host, "prepare", xml) == 0
+    host.programs.clear()
+    host.is_about_to_stop = True
+    assert run(host, "release", xml) == 0
+    assert capfd.readouterr().err == ""
+    assert (host.state(), started(host)) == (before, [])
+    host.is_about_to_stop = False
+    (found,) = recover(host, frozenset)
+    assert (found.state, found.problems) == ("recovered", ())
+    assert started(host) == [MANAGER]
+    assert read_journal(host, GUEST) is None
 
 
 # mappings, and the last way to the host

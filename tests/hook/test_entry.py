@@ -124,9 +124,9 @@ def test_a_card_that_was_renumbered(host: SimulatedHost, capfd: Captured, name: 
     line = refused(host, capfd, domain_xml(NIC, metadata=metadata, name=escape(name)))
     assert "0000:02:00.0 is 8086:10d3 (8086:0000) now, not 10de:1b80 (1462:3362)" in line
     # Without a serial number nobody knows whether it is the same.
-    assert f"; one like that is at {moved}; " in line
+    assert f"; one like that is at {moved}; if that is it, virtpass domain attach " in line
     # As they stand there they can be given to a shell.
-    assert shlex.split(line.partition("or run ")[2])[:4] == ["virtpass", "domain", "adopt", name]
+    assert shlex.split(line.partition(", or ")[2])[:4] == ["virtpass", "domain", "adopt", name]
     words = shlex.split(line.partition(f" is at {moved}; ")[2])
     at = words.index("attach")
     assert words[at - 2 : at + 3] == ["virtpass", "domain", "attach", name, str(moved)]
@@ -171,8 +171,10 @@ def test_twins_of_one_domain_that_have_changed_places(host: SimulatedHost, capfd
     with_serial(host, TWIN, 1)
     metadata = recorded((NIC, "0x10d3", 1), (TWIN, "0x10d3", 2))
     line = refused(host, capfd, domain_xml(NIC, TWIN, metadata=metadata))
-    assert f"; that is at {TWIN}; several have moved, see virtpass domain show guest, or run " in line
-    assert "detach" not in line
+    # To detach one address would take away what the other one has just been attached for.
+    assert f"; that is at {TWIN}; several have moved: find them in virtpass devices, " in line
+    assert line.rstrip().endswith(", then virtpass domain adopt guest")
+    assert str(NIC) not in line.partition("several")[2]
 
 
 def test_where_a_device_that_is_gone_may_be(host: SimulatedHost, capfd: Captured) -> None:
@@ -183,9 +185,25 @@ def test_where_a_device_that_is_gone_may_be(host: SimulatedHost, capfd: Captured
     assert f"there is no PCI device {GONE} any more" in line
     # Whose serial number is not known may be the one.
     assert f"; one like that is at {NIC} and at {TWIN}; " in line
-    assert f"virtpass domain attach guest {NIC} and then virtpass domain detach guest {GONE}" in line
+    assert (
+        "with the address of the right one, virtpass domain attach guest ADDRESS"
+        f" and then virtpass domain detach guest {GONE}"
+    ) in line
     with_serial(host, TWIN, 1)
     assert f"; that is at {TWIN}; " in refused(host, capfd, domain_xml(GONE, metadata=metadata))
+
+
+def test_a_function_that_has_moved_is_not_taken_for_another_of_its_card(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    """All functions of a card may have the card's serial number."""
+    was, moved = PciAddress.parse("0c:00.1"), PciAddress.parse("0d:00.1")
+    for address in (PciAddress.parse("0d:00.0"), moved):
+        host.add_device(address, ids=(0x8086, 0x10D3, 0x8086, 0))
+        with_serial(host, address, 5)
+    line = refused(host, capfd, domain_xml(was, metadata=recorded((was, "0x10d3", 5))))
+    assert f"; that is at {moved}; virtpass domain attach guest {moved} and then " in line
+    assert "0d:00.0" not in line
 
 
 def test_a_device_that_is_where_it_was_is_not_taken_for_another_that_is_gone(
@@ -203,7 +221,7 @@ def test_a_device_that_is_nowhere(host: SimulatedHost, capfd: Captured) -> None:
     assert f"there is no PCI device {GONE} on this host" in line
     line = refused(host, capfd, domain_xml(NIC, metadata=recorded((NIC, "0xbeef", 0))))
     assert " is at " not in line
-    assert "attach the device at its new address, or run virtpass domain adopt guest" in line
+    assert "attach the device at its new address, or virtpass domain adopt guest" in line
 
 
 def test_a_policy_that_this_version_does_not_know(host: SimulatedHost, capfd: Captured) -> None:

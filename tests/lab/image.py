@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,21 +103,19 @@ def main() -> int:
     parser.add_argument("--rebuild", action="store_true", help="build even if the cache holds it")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this one")
     options = parser.parse_args()
-    status = 0
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
+    pool = ThreadPoolExecutor(AT_A_TIME)
+    try:
         images = [pool.submit(ready, KINDS[name], options.rebuild) for name in options.kind or KINDS]
-        for image in images:
-            try:
-                sys.stdout.write(f"{image.result().folder}\n")
-                sys.stdout.flush()
-            except debian.BuildError as error:
-                say(str(error))
-                status = 1
-                for other in images:
-                    other.cancel()
-            except CancelledError:
-                pass  # one that was not begun any more
-    return status
+        for image in as_completed(images):
+            sys.stdout.write(f"{image.result().folder}\n")
+            sys.stdout.flush()
+    except debian.BuildError as error:
+        say(str(error))
+        return 1
+    finally:
+        # Where one has failed, or whoever waits has had enough, no other is begun.
+        pool.shutdown(cancel_futures=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def refused(machine: Machine, name: str) -> str:
     # Who has not tried yet learns it too.
     rehearsed = virtpass(machine, "hook", "rehearse", name)
     assert rehearsed.status == 1
-    assert rehearsed.text.partition("the start would be refused: ")[2].strip() in failed.error_text
+    _, verdict, reason = rehearsed.text.partition("the start would be refused: ")
+    assert verdict and reason.strip() in failed.error_text
     return failed.error_text
 
 
@@ -120,7 +121,7 @@ def test_a_twin_at_the_address_is_not_taken_for_the_card(renumbered: Machine) ->
 def test_whoever_wants_what_is_there_now_says_so(renumbered: Machine) -> None:
     line = refused(renumbered, "kept")
     assert f"{TWIN} is 8086:10d3" in line
-    assert "or run virtpass domain adopt kept" in line
+    assert ", or virtpass domain adopt kept to keep what is there now" in line
     virtpass(renumbered, "domain", "adopt", "kept").check()
     assert "kept" not in misplaced(renumbered)
     starts(renumbered, "kept", TWIN)

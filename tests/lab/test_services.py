@@ -89,10 +89,12 @@ def active(machine: Machine) -> list[str]:
 def stand_ins(machine: Machine, *names: str) -> Iterator[None]:
     """Have programs that do nothing but keep what they have open, under names of their own."""
     machine.run(["mkdir", STAND_INS]).check()
-    for name in names:
-        machine.run(["ln", "-s", "/usr/bin/sleep", f"{STAND_INS}/{name}"]).check()
-    yield
-    machine.run(["rm", "-r", STAND_INS]).check()
+    try:
+        for name in names:
+            machine.run(["ln", "-s", "/usr/bin/sleep", f"{STAND_INS}/{name}"]).check()
+        yield
+    finally:
+        machine.run(["rm", "-r", STAND_INS]).check()
 
 
 @pytest.fixture
@@ -107,10 +109,12 @@ def desktop_with_sound(desktop: Machine) -> Iterator[Machine]:
             wants = f"{folder}/{target}.target.wants"
             desktop.run(["mkdir", "-p", wants]).check()
             desktop.run(["ln", "-s", f"../{unit}", f"{wants}/{unit}"]).check()
-        with shown(desktop, X), unchanged(desktop):
-            desktop.wait_until(lambda: server(desktop) != "", "the sound server has the card open")
-            yield desktop
-        desktop.run(["rm", "-r", folder]).check()
+        try:
+            with shown(desktop, X), unchanged(desktop):
+                desktop.wait_until(lambda: server(desktop) != "", "the sound server has the card open")
+                yield desktop
+        finally:
+            desktop.run(["rm", "-r", folder]).check()
 
 
 def server(machine: Machine) -> str:
@@ -150,9 +154,11 @@ def lingering(machine: Machine) -> Iterator[None]:
     """Let the user's service manager outlive his sessions, and have sound without one."""
     machine.run(["usermod", "--append", "--groups", "audio", USER]).check()
     machine.run(["loginctl", "enable-linger", USER]).check()
-    yield
-    machine.run(["loginctl", "disable-linger", USER]).check()
-    machine.run(["gpasswd", "--delete", USER, "audio"]).check()
+    try:
+        yield
+    finally:
+        machine.run(["loginctl", "disable-linger", USER]).check()
+        machine.run(["gpasswd", "--delete", USER, "audio"]).check()
 
 
 def test_sound_servers_of_somebody_who_has_gone_come_back_with_his_next_login(
@@ -179,11 +185,13 @@ def nvidia(desktop: Machine) -> Iterator[Machine]:
             text = HAS_NVIDIA_OPEN.format(stand_ins=STAND_INS, name=unit.removesuffix(".service"))
             desktop.put(text, f"/run/systemd/system/{unit}")
         desktop.run(["systemctl", "daemon-reload"]).check()
-        with unchanged(desktop):
-            yield desktop
-        desktop.run(["systemctl", "stop", PERSISTENCED, POWERD]).check()
-        desktop.run(["rm", *(f"/run/systemd/system/{unit}" for unit in (PERSISTENCED, POWERD))]).check()
-        desktop.run(["systemctl", "daemon-reload"]).check()
+        try:
+            with unchanged(desktop):
+                yield desktop
+        finally:
+            desktop.run(["systemctl", "stop", PERSISTENCED, POWERD]).check()
+            desktop.run(["rm", *(f"/run/systemd/system/{unit}" for unit in (PERSISTENCED, POWERD))]).check()
+            desktop.run(["systemctl", "daemon-reload"]).check()
     desktop.run(["modprobe", "-r", "nvidia_modeset", "nvidia"]).check()
 
 
@@ -207,8 +215,12 @@ def test_nvidia_s_services_let_go_and_those_that_ran_come_back(nvidia: Machine, 
 def running(machine: Machine) -> list[str]:
     """Return which of NVIDIA's services run, each with the driver's node open."""
     units = [unit for unit in (PERSISTENCED, POWERD) if is_active(machine, unit)]
-    programs = machine.run(["pgrep", "-l", "nvidia-"]).text.split()[1::2]
-    assert sorted(programs) == sorted(unit.removesuffix(".service")[:15] for unit in units)
+    wanted = sorted(unit.removesuffix(".service")[:15] for unit in units)
+    # To systemd a service is there before its shell has become it.
+    machine.wait_until(
+        lambda: sorted(machine.run(["pgrep", "-l", "nvidia-"]).text.split()[1::2]) == wanted,
+        f"{', '.join(units)} run, and nothing else of NVIDIA",
+    )
     return units
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # it would for ever; and what was changed is gone, or cannot be as it was any more.
 RELEASE_STEP, GONE = "release-step", "gone"
 FORGOTTEN = (RELEASE_STEP, GONE)
+# Of an error that is none when a domain stops: what it stands for stays on record, should the host go on.
+LEFT = "left"
 
 # Where steps of the administrator's are. Here, because most domains do without the module that runs them.
 STEPS_DIRECTORY = "/etc/virtpass/hooks.d"
@@ -65,7 +67,7 @@ _WORDS = {
 }
 
 # What only tells how far another effect went: there is nothing to undo, hence nothing to tell.
-_NOTES = frozenset(("huge-pages-back", "huge-pages-got", "huge-pages-home"))
+NOTES = frozenset(("huge-pages-back", "huge-pages-got", "huge-pages-home"))
 
 
 def nobody(*_: object) -> None:
@@ -163,11 +165,12 @@ def undo(
     if not wanted:
         return problems
     # systemd refuses to start anything then, or stops it at once.
-    asleep = frozenset[str]()
+    asleep, may_go_on = frozenset[str](), False
     if any(kind in _STARTING for kind, *_ in wanted):
         from virtpass.binding import services
 
-        asleep = _STARTING if services.host_is_stopping(host) else asleep
+        if services.host_is_stopping(host) or (may_go_on := services.host_is_about_to_stop(host)):
+            asleep = _STARTING
     is_dark = False
     failed: set[str] = set()
     untouched: list[tuple[str, ...]] = []
@@ -177,6 +180,8 @@ def undo(
         words = in_words(kind, fields)
         if kind in asleep:
             tell("undo", f"{words}: left, the host shuts down", 0.0)
+            if may_go_on:
+                untouched.append((kind, *fields))
             continue
         try:
             if _is_of_stuck_device(host, kind, fields):
@@ -203,8 +208,11 @@ def undo(
         if len(problems) > count and problems[-1].reference != GONE:
             failed.add(_group(kind))
         problem = problems[-1].line if len(problems) > count else ""
-        if problem or kind not in _NOTES:
+        if problem or kind not in NOTES:
             tell("undo", words, time.monotonic() - began, problem)
+    if may_go_on:
+        what = "what the hand-over has stopped is not started, because the host is about to shut down"
+        problems.append(FailedError(LEFT, what, "if it does not, run virtpass recover"))
     if problems or stays:
         # The record stays: what is undone must neither be undone once more nor count for other domains.
         try:

@@ -9,11 +9,11 @@ Imported by the hook: the imports here are on its allow-list.
 import time
 
 from virtpass.binding import engine
-from virtpass.binding.journal import Journal
+from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system import waiting
-from virtpass.system.errors import FailedError, RefusedError
+from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
 DRIVER = sysfs.NVIDIA
@@ -30,6 +30,10 @@ _RMMOD = ("kmod", "busybox", "rmmod")
 # Read by modprobe before the files of /etc, for of several lines for a module the first counts (modprobe.d(5)
 # sorts by name); gone with the next boot.
 _KEPT_OUT_DIRECTORY, _KEPT_OUT = "/run/modprobe.d", "00-virtpass-lent.conf"
+_KEPT_OUT_WHY = """\
+# virtpass has unloaded this driver, and lent its card to a virtual machine. This file goes when the card
+# comes back. If it is still here when no machine has a card: virtpass recover
+"""
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -64,10 +68,11 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
     Rules of udev load a module again as soon as it goes; NVIDIA's own did until 2025
     (openSUSE/nvidia-driver-G06 pull request 71). They would be in time to keep the next module in use; and as
     the driver ends its load where no device is left to it, they would load it again and again until the
-    device is back. modprobe, which they run, refuses meanwhile.
+    device is back. modprobe, which they run, refuses meanwhile. udev itself may not notice for some seconds,
+    or not at all if it has never seen the directory; but it loads only for a device that appears.
 
     Returns:
-        what was done, as sentences without a full stop.
+        what was done, and what could not be, as sentences without a full stop.
 
     Raises:
         RefusedError: a module is in use.
@@ -79,8 +84,16 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
     # Before: the kernel takes the link to the driver away first of all.
     bound = [address for address in addresses if sysfs.driver(host, address) == DRIVER]
     journal.add(*((MODULE, name) for name in reversed(names)))
-    lines = "".join(f"install {name} /bin/false\n" for name in _MODULES)
-    host.replace_own(_KEPT_OUT_DIRECTORY, _KEPT_OUT, lines.encode(), 0o644)
+    done: list[str] = []
+    try:
+        _keep_out(host)
+    except VirtpassError as error:
+        # Few hosts have such rules.
+        done.append(f"modprobe may load them again: {error.what}")
+    # Somebody may have been at it.
+    if late := [name for name in loaded(host, addresses) if name not in names]:
+        journal.add(*((MODULE, name) for name in reversed(late)))
+        names = [name for name in _MODULES if name in (*names, *late)]
     for name in names:
         status = host.run(["/sbin/rmmod", "--", name], DEADLINE)
         if status is None:
@@ -96,7 +109,35 @@ def unload(host: Host, journal: Journal, addresses: list[PciAddress]) -> list[st
                 f"the module {name} cannot be unloaded: it is in use ({count} users)",
                 "end what uses the card; lsof /dev/nvidia* may tell",
             )
-    return [f"{', '.join(names)} unloaded"]
+    return [f"{', '.join(names)} unloaded", *done]
+
+
+def _keep_out(host: Host) -> None:
+    """Keep modprobe from loading the modules.
+
+    Raises:
+        VirtpassError: it cannot be told to.
+    """
+    lines = "".join(f"install {name} /bin/false\n" for name in _MODULES)
+    host.replace_own(_KEPT_OUT_DIRECTORY, _KEPT_OUT, (_KEPT_OUT_WHY + lines).encode(), 0o644)
+
+
+def are_kept_out(host: Host) -> bool:
+    """Tell whether modprobe is kept from loading the modules."""
+    return host.exists(f"{_KEPT_OUT_DIRECTORY}/{_KEPT_OUT}")
+
+
+def let_in_unless_lent(host: Host) -> None:
+    """Let the modules be loaded again if no record says that they were unloaded; for whoever has the lock.
+
+    Raises:
+        VirtpassError: a record cannot be read, or what keeps them out cannot be removed.
+    """
+    for uuid in journals(host):
+        journal = read_journal(host, uuid)
+        if journal is not None and any(kind == MODULE for kind, *_ in journal.effects):
+            return
+    let_in(host)
 
 
 def let_in(host: Host) -> None:
@@ -127,7 +168,13 @@ def load_again(host: Host, fields: tuple[str, ...]) -> None:
         return
     host.run(["/sbin/modprobe", "--", name], DEADLINE)
     if not host.exists(f"/sys/module/{name}"):
-        raise FailedError("module", f"the module {name} cannot be loaded again", f"try: modprobe {name}")
+        # Else rules of udev would go on with what has failed.
+        _keep_out(host)
+        raise FailedError(
+            "module",
+            f"the module {name} cannot be loaded again",
+            "look at the kernel log, then run virtpass recover",
+        )
 
 
 def _wait_until_settled(host: Host, name: str) -> bool:

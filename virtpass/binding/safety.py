@@ -12,6 +12,11 @@ from virtpass.pci.usage import claimed_disk, mediated_of, used_by_host
 from virtpass.system.errors import NotFoundError, RefusedError
 from virtpass.system.host import Host
 
+_HOW_TO_MOVE_SEVERAL = (
+    "several have moved: find them in virtpass devices, virtpass domain attach {domain} those that are"
+    " missing, virtpass domain detach {domain} those that are not its any more, then virtpass domain adopt"
+    " {domain}"
+)
 _SPARE = "free it first, or leave it with the host"
 
 
@@ -163,46 +168,67 @@ def refuse_moved(host: Host, recorded: dict[PciAddress, Identity], domain: str) 
         now = seen[address]
         if address in there:
             continue
-        places, is_certain = _places(host, was, there)
+        places, is_certain = _places(host, address, was, there)
         if now is None and not places:
             raise sysfs.no_device(address)
         where, remedy = "", "attach the device at its new address"
+        # To detach one address would take away what another device has just been recorded for.
+        several = any(one in recorded for one in places)
         if places:
             subject = "that" if is_certain else "one like that"
             where = f"; {subject} is at {' and at '.join(map(str, places))}"
-            # In this order: with its last device the domain would lose its policy.
-            remedy = (
-                f"virtpass domain attach {_word(domain)} {places[0]}"
-                f" and then virtpass domain detach {_word(domain)} {address}"
-            )
-            if places[0] in recorded:
-                # The second command would take away what the first has just recorded for another one.
-                remedy = f"several have moved, see virtpass domain show {_word(domain)}"
+            remedy = _how_to_move(domain, address, places, is_certain=is_certain)
+        if several:
+            remedy = _HOW_TO_MOVE_SEVERAL.format(domain=_word(domain))
         if now is None:
             what = f"there is no PCI device {address} any more, which was {was} when it was attached{where}"
             raise NotFoundError("no-device", what, remedy)
+        keep = "" if several else f", or virtpass domain adopt {_word(domain)} to keep what is there now"
         raise RefusedError(
             "other-device",
             f"{address} is {now} now, not {was} as when it was attached{where}",
-            f"{remedy}, or run virtpass domain adopt {_word(domain)}",
+            f"{remedy}{keep}",
         )
 
 
-def _places(host: Host, wanted: Identity, others: list[PciAddress]) -> tuple[list[PciAddress], bool]:
+def _places(
+    host: Host, address: PciAddress, wanted: Identity, others: list[PciAddress]
+) -> tuple[list[PciAddress], bool]:
     """Return where a device may be that is not where it was, except where others are known to be.
 
     Returns:
-        the addresses, and whether a serial number says so.
+        the addresses, and whether it is for certain there, by its serial number and function.
     """
     found = {
-        address: sysfs.identity(host, address)
-        for address in sysfs.addresses(host)
+        one: sysfs.identity(host, one)
+        for one in sysfs.addresses(host)
         # Of these only the serial number is read: a device has to wake for that.
-        if address not in others and sysfs.identity_without_serial(host, address)[:4] == wanted[:4]
+        if one not in others and sysfs.identity_without_serial(host, one)[:4] == wanted[:4]
     }
-    certain = [address for address, seen in found.items() if wanted.serial and seen == wanted]
-    possible = [address for address, seen in found.items() if wanted.is_same_device(seen)]
-    return certain or possible, bool(certain)
+    certain = [one for one, seen in found.items() if wanted.serial and seen == wanted]
+    places = certain or [one for one, seen in found.items() if wanted.is_same_device(seen)]
+    # All functions of a card may have its serial number.
+    places = [one for one in places if one.function == address.function] or places
+    return places, bool(certain) and len(places) == 1
+
+
+def _how_to_move(domain: str, address: PciAddress, places: list[PciAddress], *, is_certain: bool) -> str:
+    """Return what to do about a device that has moved.
+
+    Args:
+        domain: the name of the domain.
+        address: where it was.
+        places: where it may be.
+        is_certain: whether it is there.
+    """
+    there, condition = str(places[0]), "" if is_certain else "if that is it, "
+    if len(places) > 1:
+        there, condition = "ADDRESS", "with the address of the right one, "
+    # In this order: with its last device the domain would lose its policy.
+    return (
+        f"{condition}virtpass domain attach {_word(domain)} {there}"
+        f" and then virtpass domain detach {_word(domain)} {address}"
+    )
 
 
 def _word(name: str) -> str:

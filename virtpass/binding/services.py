@@ -208,10 +208,17 @@ def host_is_stopping(host: Host) -> bool:
     """Tell whether the host is being shut down: services that are started then are stopped at once.
 
     systemd says so from the moment at which it has accepted to shut down, hence also when domains are shut
-    down for that. logind knows some seconds earlier: it waits for those who have asked it to, as the libvirt
-    daemon does.
+    down for that.
     """
-    return _is_said(host, _IS_STOPPING, "stopping") or _is_said(host, _IS_ABOUT_TO, "yes")
+    return _is_said(host, _IS_STOPPING, "stopping")
+
+
+def host_is_about_to_stop(host: Host) -> bool:
+    """Tell whether the host will be shut down, before systemd knows, unless something comes between.
+
+    logind waits some seconds for those who have asked it to, as the libvirt daemon does.
+    """
+    return _is_said(host, _IS_ABOUT_TO, "yes")
 
 
 def _is_said(host: Host, argv: list[str], word: str) -> bool:

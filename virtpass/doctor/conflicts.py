@@ -145,7 +145,7 @@ def _unfinished(scene: Scene) -> list[Finding]:
 
 def _domains(scene: Scene) -> list[Finding]:
     found: list[Finding] = []
-    fix = "virtpass devices shows where it is now: virtpass domain attach it there, then detach it here"
+    fix = "if it has moved: find it in virtpass devices, virtpass domain attach it there, then detach it here"
     found += [Finding(Verdict.FAIL, what, fix, name) for name, what in scene.outside.misplaced]
     if scene.outside.running is None:
         return [Finding(Verdict.UNKNOWN, "libvirt does not answer")]

@@ -11,8 +11,8 @@ _MEANINGS = {
         "hand-over": "the desktop session on the card ends when the domain starts; unsaved work is lost",
     },
     "companions": {
-        "bind": "the other functions of a card go to vfio-pci too, and the host is without them",
-        "free": "the other functions of a card stay without driver; a hot reset may not be possible",
+        "bind": "a card's other functions in its group go to vfio-pci too, and the host is without them",
+        "free": "a card's other functions in its group stay without driver; a hot reset may not be possible",
     },
     "huge-pages": {
         "no": "no huge pages are reserved for the domain",

@@ -289,8 +289,8 @@ def _make_ready(
             display.hand_over(host, journal, lent, checked.policy.wait, tell=report.done)
             framebuffers.let_go(host, journal, lent, tell=report.done)
         engine.override_all(host, journal.homes, free_of(checked), tell=report.done)
-        with report.step("unload"):
-            nvidia.unload(host, journal, lent)
+        with report.step("unload") as step:
+            step.detail = "; ".join(nvidia.unload(host, journal, lent))
 
 
 def _release(host: Host, request: Request, report: Report) -> str:
@@ -312,7 +312,7 @@ def _release(host: Host, request: Request, report: Report) -> str:
 
 def _finish(host: Host, journal: Journal, report: Report) -> None:
     problems = engine.give_back(host, journal, tell=report.done)
-    if kept := engine.lasting(problems):
+    if kept := [one for one in engine.lasting(problems) if one.reference != effects.LEFT]:
         raise FailedError(
             "not-given-back",
             "; ".join(problem.what for problem in kept),

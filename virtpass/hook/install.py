@@ -11,6 +11,7 @@ import stat
 import subprocess
 from dataclasses import dataclass
 
+from virtpass.binding import nvidia
 from virtpass.binding.journal import DIRECTORY as JOURNALS
 from virtpass.binding.journal import journals, read_journal
 from virtpass.hook.payload import sources, stamp
@@ -171,6 +172,7 @@ def uninstall(host: Host) -> bool:
         raise RefusedError(
             "lent", f"devices are lent to the domain {name}", f"shut it down first ({JOURNALS})"
         )
+    nvidia.let_in(host)
     was_there = host.exists(HOOK) or bool(host.names(PAYLOADS))
     host.remove_own(HOOK_DIRECTORY, HOOK_NAME)
     _remove_tree(host, PAYLOADS)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from virtpass.binding import engine, functions, reservations
+from virtpass.binding import effects, engine, functions, nvidia, reservations
 from virtpass.binding.journal import DIRECTORY, Journal, journals, read_journal
 from virtpass.operations.connecting import connected_if_there
 from virtpass.operations.locking import locked
@@ -62,6 +62,9 @@ def recover(
     # since we looked belongs to it.
     known = {uuid: _version(host, uuid) for uuid in journals(host)}
     if not known and not functions.made(host):
+        if not dry_run and nvidia.are_kept_out(host):
+            with locked(host):
+                nvidia.let_in_unless_lent(host)
         return []
     active = ask_active() if known else None
     if dry_run:
@@ -137,7 +140,10 @@ def _recover(
         moves = map(str, engine.steps_to_give_back(journal.homes, now))
         left_out = [effect for effect in journal.effects if at_boot and effect[0] in _SERVICES]
         undone = [effect for effect in reversed(journal.effects) if effect not in left_out]
-        steps = (*moves, *(f"undo {' '.join(effect)}" for effect in undone))
+        steps = (
+            *moves,
+            *(effects.in_words(kind, rest) for kind, *rest in undone if kind not in effects.NOTES),
+        )
         if dry_run:
             return Recovery(uuid, journal.name, "pending", steps, _lines(problems))
         if active is not None:
