@@ -13,6 +13,7 @@ from virtpass.binding import attributes, display, effects, engine, nvidia, owner
 from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
+from virtpass.operations.rehearsal import rehearse
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
@@ -550,6 +551,52 @@ def test_what_keeps_nvidia_out_goes_when_nothing_is_on_record_for_it(host: Deskt
     assert host.exists(KEPT_OUT)
     assert recover(host, frozenset) == []
     assert not host.exists(KEPT_OUT)
+
+
+def test_the_other_functions_of_an_nvidia_card_let_go_first(host: Desktop) -> None:
+    """They are consumers of function 0, which loses its driver with the module."""
+    on_nvidia(host, CARD)
+    host.put(f"/sys/bus/pci/devices/{CARD}/native", "nvidia")
+    before = host.state()
+    seen: list[str] = []
+    write, program = host.write_attribute, host.run
+
+    def wrote(path: str, value: str, deadline: float) -> None:
+        if path.endswith("/unbind"):
+            seen.append(f"unbind {value}")
+        write(path, value, deadline)
+
+    def ran(argv: list[str], deadline: float) -> int | None:
+        if argv[0].endswith("rmmod"):
+            seen.append(f"rmmod {argv[-1]}")
+        return program(argv, deadline)
+
+    host.write_attribute, host.run = wrote, ran  # type: ignore[method-assign]
+    xml = domain_xml(CARD, AUDIO, metadata=HAND_OVER)
+    foreseen = [one.text for one in rehearse(host, xml.decode()).steps]
+    assert run(host, "prepare", xml) == 0
+    assert seen == [f"unbind {AUDIO}", "rmmod nvidia_drm", "rmmod nvidia_modeset", "rmmod nvidia"]
+    told = [one for one in foreseen if "unbind" in one or "unload " in one]
+    assert told == [
+        f"{AUDIO}: unbind from snd_hda_intel",
+        "unload nvidia_drm",
+        "unload nvidia_modeset",
+        "unload nvidia",
+    ]
+    assert run(host, "release", xml) == 0
+    assert host.state() == before
+
+
+def test_services_of_a_card_whose_driver_is_not_back_are_not_started(host: Desktop) -> None:
+    """It had no display, whose coming back would tell."""
+    host.begin(XORG, "nvidia-persiste", "/system.slice/nvidia-persistenced.service", "/dev/nvidia0")
+    journal = begun(host)
+    journal.add(("unit", "nvidia-persistenced.service"))
+    (problem,) = effects.undo(host, journal, stays=True)
+    assert "nvidia-persistenced.service is not started" in problem.what
+    assert host.programs == []
+    assert effects.undo(host, journal) == []
+    assert host.programs[-1] == "systemctl start -- nvidia-persistenced.service"
 
 
 def test_nvidia_in_use_is_told_and_loaded_again(host: Desktop) -> None:

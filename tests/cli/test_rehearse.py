@@ -93,8 +93,8 @@ def test_a_desktop_that_would_go(
     _, out, _ = rehearse(host, capfd, monkeypatch, domain_xml(CARD, metadata=HAND_OVER))
     # Who goes down with it is asked for too.
     assert " 2. check the devices, their group, and who uses them  (at most 25 s)\n" in out
-    assert " 3. stop lightdm.service  (at most 100 s)\n" in out
-    assert " 4. wait until nobody uses the devices any more  (at most 20 s)\n" in out
+    assert " 3. stop lightdm.service  (at most 110 s)\n" in out
+    assert " 4. wait until nobody uses the devices any more  (at most 35 s)\n" in out
     status, out, err = rehearse(host, capfd, monkeypatch, domain_xml(CARD))
     assert (status, err) == (1, "")
     assert out.startswith("the start would be refused: the device is in use by Xorg (process 7000001")

@@ -171,7 +171,8 @@ def undo(
 
         if services.host_is_stopping(host) or (may_go_on := services.host_is_about_to_stop(host)):
             asleep = _STARTING
-    is_dark = False
+    # Where no display tells: the driver is not back, of which they are services.
+    is_dark = stays and all(kind != "display" for kind, *_ in wanted)
     failed: set[str] = set()
     untouched: list[tuple[str, ...]] = []
     for kind, *fields in wanted:

@@ -217,6 +217,21 @@ def override_all(
             _apply_and_tell(host, step, tell)
 
 
+def unbind_all(
+    host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset(), *, tell: Tell = nobody
+) -> None:
+    """Unbind devices before function 0 of their card loses its driver in another way, with a module.
+
+    Arguments as for `lend`.
+
+    Raises:
+        FailedError: the kernel refused, or does not answer.
+    """
+    for step in steps_to_lend(homes, free):
+        if step[1] == UNBIND:
+            _apply_and_tell(host, step, tell)
+
+
 def lend(
     host: Host,
     journal: Journal,

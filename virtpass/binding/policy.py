@@ -52,7 +52,7 @@ class Policy(tuple[str, ...]):
 
     @property
     def companions(self) -> str:
-        """``bind``: what else is in a device's group goes to vfio-pci; ``free``: it has no driver."""
+        """``bind``: a card's other functions in the group go to vfio-pci; ``free``: they have no driver."""
         return self[1]
 
     @property

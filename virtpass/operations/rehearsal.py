@@ -199,16 +199,23 @@ def _steps(
     if checked.hands_over:
         found += _desktop(host, lent, asked, float(checked.policy.wait))
         found += _framebuffers(host, lent)
-        unloaded = nvidia.loaded(host, lent)
-        if unloaded:
-            found.append(RehearsedStep("keep modprobe from loading NVIDIA's modules again"))
-        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in unloaded]
     free = frozenset(checked.companions if checked.policy.companions == "free" else ())
     back = {home.address: home for journal in left for home in journal.homes}
     homes = [back.get(home.address, home) for home in engine.homes(host, lent)]
     # Functions come without driver and override.
     homes += [Home(address, None, None) for making in makings for address in making.wanted]
     moves = engine.steps_to_lend(homes, free)
+    if checked.hands_over and (unloaded := nvidia.loaded(host, lent)):
+        # All else lets go before; an unbind of NVIDIA's is then none.
+        first = [
+            move
+            for move in moves
+            if move[1] != engine.PROBE and (move[1] != engine.UNBIND or move[2] != nvidia.DRIVER)
+        ]
+        found += [RehearsedStep(str(move), engine.DEADLINE) for move in first]
+        found.append(RehearsedStep("keep modprobe from loading NVIDIA's modules again"))
+        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in unloaded]
+        moves = [move for move in moves if move[1] == engine.PROBE]
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
 
 
@@ -236,7 +243,8 @@ def _desktop(host: Host, lent: list[PciAddress], asked: Asked, wait: float) -> l
     if units:
         along = services.taken_along(host, units)
         more = f", and with {'it' if len(units) == 1 else 'them'} {', '.join(along)}" if along else ""
-        found.append(RehearsedStep(f"stop {', '.join(units)}{more}", services.STOP_DEADLINE))
+        bound = services.ASK_DEADLINE + services.STOP_DEADLINE
+        found.append(RehearsedStep(f"stop {', '.join(units)}{more}", bound))
     for user in listeners:
         if audio.may_ask(user):
             text = f"stop {', '.join(audio.running(host, user))} of user {user}"
@@ -247,7 +255,8 @@ def _desktop(host: Host, lent: list[PciAddress], asked: Asked, wait: float) -> l
         text = f"end session {', '.join(sessions)}: what is not saved in it is lost"
         found.append(RehearsedStep(text, display.SESSION_DEADLINE, is_undone=False))
     if found:
-        found.append(RehearsedStep("wait until nobody uses the devices any more", wait))
+        bound = wait + holders.LOOK_DEADLINE
+        found.append(RehearsedStep("wait until nobody uses the devices any more", bound))
     consoles = attributes.different(host, display.consoles(host, lent))
     found += [
         RehearsedStep(f"take the consoles off the card ({path})", attributes.DEADLINE) for path, _ in consoles
