@@ -53,6 +53,14 @@ HOOK_MAY_IMPORT = frozenset(
     }
 )
 
+# Modules that look again after a pause, because nothing tells of what they wait for.
+PAUSES = {
+    "binding.engine": "the kernel tells nobody that a VFIO group was closed",
+    "binding.isolation": "systemd answers before it has set what it was asked for",
+    "system.packages": "a wait for the locks of package managers has no bound of its own",
+    "system.waiting": "where there is no descriptor that tells",
+}
+
 
 @dataclass(frozen=True)
 class Import:
@@ -160,6 +168,21 @@ def test_only_the_cli_knows_the_terminal(name: str, path: Path) -> None:
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.stdout":
             wrong.append(f"{path}:{node.lineno}: only virtpass.cli writes to standard output")
     assert wrong == []
+
+
+def test_nothing_sleeps_for_a_fixed_time() -> None:
+    """Waits follow events; those that cannot are named above, and their pause is none to be waited out."""
+    sleeps = {
+        name: [call for call in calls if not call.args or isinstance(call.args[0], ast.Constant)]
+        for name, path in modules().items()
+        if (calls := [one for one in ast.walk(tree(path)) if isinstance(one, ast.Call) and is_sleep(one)])
+    }
+    assert sleeps == {name: [] for name in PAUSES}
+
+
+def is_sleep(call: ast.Call) -> bool:
+    """Tell whether this is a call of `time.sleep`, however it was imported."""
+    return ast.unparse(call.func).rpartition(".")[2] == "sleep"
 
 
 def hook_modules() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from .desktop import ORANGE
 from .guest import Guest
 from .killed import NEVER, accesses, killed
 from .machine import Machine, Result
-from .virtpass import call_hook, journals, live_xml, virtpass
+from .virtpass import journals, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -343,20 +343,36 @@ def test_rules_that_load_nvidia_as_soon_as_it_goes_neither_keep_it_nor_go_round(
 def test_a_hook_that_was_killed_while_nvidia_was_kept_out_is_made_good(
     desktop: Machine, desktop_guest: Guest, nvidia: State, rules: None
 ) -> None:
+    """In the phase of its modules, at a start and at a stop; of the rest other tests are."""
     give(desktop_guest, NEIGHBOUR, EDU, display="hand-over")
-    done = accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
-    call_hook(desktop, "guest", "release", "end", live_xml(desktop, "guest")).check()
-    assert desktop.state() == nvidia
-    first = next(number for number, access in enumerate(done) if "modprobe.d" in access)
-    last = max(number for number, access in enumerate(done) if "rmmod" in access)
-    for number in range(first, last + 3):
-        ended = killed(desktop, desktop_guest, "prepare", "begin", number)
+
+    def lend() -> list[str]:
+        return accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
+
+    def make_good(operation: str, suboperation: str, access: int) -> None:
+        ended = killed(desktop, desktop_guest, operation, suboperation, access)
         assert ended.status == -signal.SIGKILL, str(ended)
         virtpass(desktop, "recover").check()
-        assert desktop.state() == nvidia, f"killed before {accesses(ended)[-1]}"
+        assert desktop.state() == nvidia, f"{operation} was killed before {accesses(ended)[-1]}"
         assert modules(desktop) == ["nvidia", "nvidia_modeset"]
         assert desktop.run(["find", "/run/modprobe.d", "-name", "*virtpass*"]).text == ""
         assert journals(desktop) == []
+
+    done = lend()
+    back = accesses(killed(desktop, desktop_guest, "release", "end", NEVER).check())
+    assert desktop.state() == nvidia
+    for number in range(which(done, "modprobe.d")[0], which(done, "rmmod")[-1] + 3):
+        make_good("prepare", "begin", number)
+    for number in range(which(back, "modprobe")[0], len(back)):
+        lend()
+        make_good("release", "end", number)
+
+
+def which(done: list[str], text: str) -> list[int]:
+    """Return the numbers of the accesses that have a text in them."""
+    found = [number for number, access in enumerate(done) if text in access]
+    assert found, done
+    return found
 
 
 def test_nvidia_with_a_user_that_shows_nowhere_is_refused(

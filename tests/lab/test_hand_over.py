@@ -345,6 +345,32 @@ def test_a_foreign_domain_is_saved_and_restored_as_ever(
     guest.destroy()
 
 
+def test_a_domain_that_was_saved_without_its_device_is_restored_without(
+    machine: Machine, guest: Guest, before: State
+) -> None:
+    """QEMU saves no domain that has a device of the host; one that it had comes back with the save."""
+    give(guest, NIC)
+    guest.start().check()
+    guest.wait_ready()
+    assert machine.state()[NIC] == LENT
+    device = hostdev_xml(NIC, bus=1).partition("</source>")[0] + "</source></hostdev>"
+    machine.run(["virsh", "detach-device", "guest", "/dev/stdin", "--live"], device.encode()).check()
+    machine.wait_until(lambda: b"<hostdev" not in live_xml(machine, "guest"), "the guest has let it go", 120)
+    machine.run(["virsh", "managedsave", "guest"], timeout=300).check()
+    assert machine.state() == before
+    assert journals(machine) == []
+    # The XML that is restored has our metadata, and no device.
+    machine.run(["virsh", "start", "guest"], timeout=300).check()
+    assert guest.state() == "running"
+    assert b"urn:virtpass" in live_xml(machine, "guest")
+    assert machine.state() == before
+    assert journals(machine) == []
+    guest.destroy()
+    guest.start().check()
+    assert machine.state()[NIC] == LENT
+    guest.destroy()
+
+
 def test_a_card_that_was_exchanged_is_noticed(machine: Machine, guest: Guest, before: State) -> None:
     give(guest, NIC)
     recorded = live_xml(machine, "guest")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ import pytest
 from . import topology
 from .desktop import USER
 from .guest import Guest
+from .killed import killed
 from .machine import Machine, Result
 from .sessions import LIGHTDM, X, give, is_active, shown, unchanged
 from .virtpass import journals, prepare, release, virtpass
@@ -147,6 +149,24 @@ def test_sound_servers_let_go_with_the_desktop_and_come_back(
         assert server(machine) != number
         # What did not run does not run now.
         assert active(machine) == SOUND_RUNS
+
+        # Nothing stays silent when the hook is killed: before it stops them, after, before it starts them.
+        for operation, access in (
+            ("prepare", "--user stop"),
+            ("prepare", "vtcon"),
+            ("release", "--user start"),
+        ):
+            if operation == "release":
+                prepare(machine, desktop_guest.name).check()
+            ended = killed(
+                machine, desktop_guest, operation, "begin" if operation == "prepare" else "end", access
+            )
+            assert ended.status == -signal.SIGKILL, str(ended)
+            virtpass(machine, "recover").check()
+            machine.wait_until(lambda: X.is_seen(machine), f"the desktop is back after {access}", 90)
+            machine.wait_until(lambda: server(machine) != "", "the sound server has the card again")
+            assert active(machine) == SOUND_RUNS
+            assert journals(machine) == []
 
 
 @contextmanager
