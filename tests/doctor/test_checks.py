@@ -607,6 +607,27 @@ def test_a_domain_whose_card_has_moved(sound: SimulatedHost) -> None:
     assert evidence == "win11 it has 0000:09:00.0, which this host has not"
 
 
+def test_steps_of_the_administrator(sound: SimulatedHost) -> None:
+    assert said(sound, "steps")[:2] == (Verdict.PASS, "there are none")
+    step = "/etc/virtpass/hooks.d/prepare.d/10-backup"
+    sound.put(step, "#!/bin/sh\n")
+    os.chmod(sound.path(step), 0o755)
+    assert said(sound, "steps")[:2] == (Verdict.PASS, step)
+    sound.put("/etc/virtpass/hooks.d/started.d/10-light", "#!/bin/sh\n")
+    verdict, evidence, fix = said(sound, "steps")
+    assert (verdict, evidence) == (
+        Verdict.WARN,
+        "/etc/virtpass/hooks.d/started.d is for no event, and nothing in it runs",
+    )
+    assert fix == "programs go into prepare.d and release.d"
+    os.chmod(sound.path(step), 0o777)
+    verdict, evidence, _ = said(sound, "steps")
+    assert (verdict, evidence) == (
+        Verdict.FAIL,
+        f"others than root may write to the step {step}, so no domain starts",
+    )
+
+
 def test_huge_pages(sound: SimulatedHost) -> None:
     def pool(size: int, total: int, free: int) -> None:
         for name, number in (("nr", total), ("free", free)):

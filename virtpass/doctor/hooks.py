@@ -2,11 +2,14 @@
 
 import shlex
 
+from virtpass.binding import steps
+from virtpass.binding.effects import STEPS_DIRECTORY
 from virtpass.doctor import apparmor
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.hook.install import HOOK, HOOKS, INTERPRETER
 from virtpass.system.daemon_start import how_to_start
+from virtpass.system.errors import VirtpassError
 
 HOOK_STATES = {
     "absent": "the hook is not installed",
@@ -205,6 +208,26 @@ def _capabilities(status: str) -> bool:
     return False
 
 
+def _steps(scene: Scene) -> list[Finding]:
+    host = scene.host
+    found = []
+    try:
+        steps.refuse_unsafe(host)
+    except VirtpassError as error:
+        what = f"{error.what}, so no domain starts"
+        found.append(Finding(Verdict.FAIL, what, error.remedy))
+    events = [f"{event}.d" for event in (steps.PREPARE, steps.RELEASE)]
+    for name in host.names(STEPS_DIRECTORY):
+        # What is in a directory of another name looks as if it ran.
+        if name not in events and host.names(f"{STEPS_DIRECTORY}/{name}"):
+            what = f"{STEPS_DIRECTORY}/{name} is for no event, and nothing in it runs"
+            found.append(Finding(Verdict.WARN, what, f"programs go into {' and '.join(events)}"))
+    if found:
+        return found
+    there = [path for event in (steps.PREPARE, steps.RELEASE) for path in steps.programs(host, event)]
+    return [passed(", ".join(there) or "there are none")]
+
+
 CHECKS = (
     Check(
         "libvirt",
@@ -252,5 +275,12 @@ CHECKS = (
         "libvirt runs every executable file in its hook directories, hidden files and backups of editors too."
         " One that unbinds devices or stops the desktop works against virtpass, and may hang the daemon.",
         _others,
+    ),
+    Check(
+        "steps",
+        "steps of your own",
+        "Programs in /etc/virtpass/hooks.d run as root when a domain borrows devices and when they are back,"
+        " provided that root alone can change them.",
+        _steps,
     ),
 )
