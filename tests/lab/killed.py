@@ -9,6 +9,8 @@ from .virtpass import live_xml
 PAYLOADS = "/var/lib/virtpass/hook"
 # More than any hand-over has: the hook comes to its end.
 NEVER = 1 << 20
+# As libvirt calls the hook.
+SUBOPERATIONS = {"prepare": "begin", "release": "end"}
 _MARK = "access: "
 
 # Runs the hook, and kills it before the access number `sys.argv[2]` to its records, to a device or to a
@@ -37,7 +39,7 @@ os._exit(main(sys.argv[3:]))
 """
 
 
-def killed(machine: Machine, guest: Guest, operation: str, suboperation: str, access: int | str) -> Result:
+def killed(machine: Machine, guest: Guest, operation: str, access: int | str) -> Result:
     """Run the hook for one operation of libvirt, and kill it before one of its accesses.
 
     `access` counts them from 0, or is a part of what `accesses` says of it.
@@ -46,7 +48,7 @@ def killed(machine: Machine, guest: Guest, operation: str, suboperation: str, ac
     # Descriptor 3 is what the shell around the hook has read already.
     call = ["sh", "-c", 'exec python3 -ISc "$0" "$@" 3< /dev/null', _KILLED, payload, str(access)]
     xml = live_xml(machine, guest.name)
-    return machine.run([*call, guest.name, operation, suboperation, "-"], xml, timeout=120)
+    return machine.run([*call, guest.name, operation, SUBOPERATIONS[operation], "-"], xml, timeout=120)
 
 
 def accesses(result: Result) -> list[str]:

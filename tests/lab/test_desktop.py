@@ -185,7 +185,7 @@ def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
 
 def lend(machine: Machine, guest: Guest) -> list[str]:
     """Let the hook lend the card; return its accesses."""
-    return accesses(killed(machine, guest, "prepare", "begin", NEVER).check())
+    return accesses(killed(machine, guest, "prepare", NEVER).check())
 
 
 def made_good(
@@ -220,7 +220,7 @@ def test_recover_brings_the_desktop_back_wherever_the_hook_was_killed(
     for access in count():
         assert desktop.state()[CARD] == desktop.state()[AUDIO] == LENT
         assert session.runs(desktop) == []
-        ended = killed(desktop, desktop_guest, "release", "end", access)
+        ended = killed(desktop, desktop_guest, "release", access)
         if ended.status == 0:
             break
         points.append(made_good(desktop, session, before, "release", ended))
@@ -229,7 +229,7 @@ def test_recover_brings_the_desktop_back_wherever_the_hook_was_killed(
     desktop.wait_until(lambda: session.is_seen(desktop), "the desktop is on the monitor again", 90)
     stops = next(number for number, one in enumerate(whole) if "systemctl stop" in one)
     for access in count(stops):
-        ended = killed(desktop, desktop_guest, "prepare", "begin", access)
+        ended = killed(desktop, desktop_guest, "prepare", access)
         if ended.status == 0:
             break
         points.append(made_good(desktop, session, before, "prepare", ended))
@@ -245,14 +245,10 @@ def test_recover_brings_back_what_logind_has_ended_when_the_hook_was_killed(
     """Only where the way of such a session is another one than that of Xorg, which ends with lightdm."""
     give(desktop_guest, CARD)
     for access in ("loginctl terminate-session", "/vtcon0/bind 0"):
-        made_good(
-            desktop, session, before, "prepare", killed(desktop, desktop_guest, "prepare", "begin", access)
-        )
+        made_good(desktop, session, before, "prepare", killed(desktop, desktop_guest, "prepare", access))
     for access in (f"systemctl start -- {GETTY}", "remove_own"):
         lend(desktop, desktop_guest)
-        made_good(
-            desktop, session, before, "release", killed(desktop, desktop_guest, "release", "end", access)
-        )
+        made_good(desktop, session, before, "release", killed(desktop, desktop_guest, "release", access))
 
 
 def test_who_cannot_be_asked_is_named_before_anything_is_stopped(

@@ -347,10 +347,10 @@ def test_a_hook_that_was_killed_while_nvidia_was_kept_out_is_made_good(
     give(desktop_guest, NEIGHBOUR, EDU, display="hand-over")
 
     def lend() -> list[str]:
-        return accesses(killed(desktop, desktop_guest, "prepare", "begin", NEVER).check())
+        return accesses(killed(desktop, desktop_guest, "prepare", NEVER).check())
 
-    def make_good(operation: str, suboperation: str, access: int) -> None:
-        ended = killed(desktop, desktop_guest, operation, suboperation, access)
+    def make_good(operation: str, access: int) -> None:
+        ended = killed(desktop, desktop_guest, operation, access)
         assert ended.status == -signal.SIGKILL, str(ended)
         virtpass(desktop, "recover").check()
         assert desktop.state() == nvidia, f"{operation} was killed before {accesses(ended)[-1]}"
@@ -359,13 +359,13 @@ def test_a_hook_that_was_killed_while_nvidia_was_kept_out_is_made_good(
         assert journals(desktop) == []
 
     done = lend()
-    back = accesses(killed(desktop, desktop_guest, "release", "end", NEVER).check())
+    back = accesses(killed(desktop, desktop_guest, "release", NEVER).check())
     assert desktop.state() == nvidia
     for number in range(which(done, "modprobe.d")[0], which(done, "rmmod")[-1] + 3):
-        make_good("prepare", "begin", number)
+        make_good("prepare", number)
     for number in range(which(back, "modprobe")[0], len(back)):
         lend()
-        make_good("release", "end", number)
+        make_good("release", number)
 
 
 def which(done: list[str], text: str) -> list[int]:

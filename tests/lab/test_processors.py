@@ -169,14 +169,14 @@ def test_recover_undoes_what_a_hook_did_wherever_it_was_killed(machine: Machine,
     before = traces(machine)
     seen: list[tuple[object, ...]] = []
 
-    def run(operation: str, suboperation: str, access: int) -> Result:
-        return killed(machine, small_guest, operation, suboperation, access)
+    def run(operation: str, access: int) -> Result:
+        return killed(machine, small_guest, operation, access)
 
     def lend() -> Result:
-        return run("prepare", "begin", NEVER).check()
+        return run("prepare", NEVER).check()
 
     def make_good(operation: str, access: int, accessed: list[str]) -> None:
-        ended = run(operation, "begin" if operation == "prepare" else "end", access)
+        ended = run(operation, access)
         assert ended.status == -signal.SIGKILL, str(ended)
         seen.append((allowed(machine), governors(machine)))
         virtpass(machine, "recover").check()
@@ -190,7 +190,7 @@ def test_recover_undoes_what_a_hook_did_wherever_it_was_killed(machine: Machine,
     for access in telling(accessed):
         make_good("prepare", access, accessed)
     lend()
-    accessed = accesses(run("release", "end", NEVER).check())
+    accessed = accesses(run("release", NEVER).check())
     for access in telling(accessed):
         lend()
         make_good("release", access, accessed)

@@ -158,9 +158,7 @@ def test_sound_servers_let_go_with_the_desktop_and_come_back(
         ):
             if operation == "release":
                 prepare(machine, desktop_guest.name).check()
-            ended = killed(
-                machine, desktop_guest, operation, "begin" if operation == "prepare" else "end", access
-            )
+            ended = killed(machine, desktop_guest, operation, access)
             assert ended.status == -signal.SIGKILL, str(ended)
             virtpass(machine, "recover").check()
             machine.wait_until(lambda: X.is_seen(machine), f"the desktop is back after {access}", 90)

@@ -189,7 +189,7 @@ def test_a_hook_that_is_killed_anywhere_is_made_good(machine: Machine, backed: G
     before = traces(machine)
     points = {"prepare": 0, "release": 0}
     for access in range(100):
-        ended = killed(machine, backed, "prepare", "begin", access)
+        ended = killed(machine, backed, "prepare", access)
         if ended.status == 0:
             points["prepare"] = access
             break
@@ -198,7 +198,7 @@ def test_a_hook_that_is_killed_anywhere_is_made_good(machine: Machine, backed: G
         assert traces(machine) == before, f"killed before access {access} of prepare"
     for access in range(100):
         assert machine.state()[NIC] == LENT
-        ended = killed(machine, backed, "release", "end", access)
+        ended = killed(machine, backed, "release", access)
         if ended.status == 0:
             points["release"] = access
             break

@@ -202,33 +202,31 @@ def steps_to_give_back(homes: list[Home], now: list[Seen]) -> list[Step]:
     return overrides + unbinds + probes + restored
 
 
-def override_all(
-    host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset(), *, tell: Tell = nobody
+def make_first(
+    host: Host,
+    homes: list[Home],
+    action: str,
+    free: frozenset[PciAddress] = frozenset(),
+    *,
+    tell: Tell = nobody,
 ) -> None:
-    """Set the override of devices before their driver goes, so that no other takes them in between.
+    """Make the steps of one kind before something that comes between them and the others.
 
-    Arguments as for `lend`.
+    Overrides are set before a driver goes in another way, so that no other takes its devices in between;
+    other functions of a card are unbound before function 0 loses its driver with a module.
 
-    Raises:
-        FailedError: the kernel refused.
-    """
-    for step in steps_to_lend(homes, free):
-        if step[1] == OVERRIDE:
-            _apply_and_tell(host, step, tell)
-
-
-def unbind_all(
-    host: Host, homes: list[Home], free: frozenset[PciAddress] = frozenset(), *, tell: Tell = nobody
-) -> None:
-    """Unbind devices before function 0 of their card loses its driver in another way, with a module.
-
-    Arguments as for `lend`.
+    Args:
+        host: the host.
+        homes: where the devices are.
+        action: which steps: override or unbind.
+        free: as for `lend`.
+        tell: as for `lend`.
 
     Raises:
         FailedError: the kernel refused, or does not answer.
     """
     for step in steps_to_lend(homes, free):
-        if step[1] == UNBIND:
+        if step[1] == action:
             _apply_and_tell(host, step, tell)
 
 

@@ -288,10 +288,10 @@ def _make_ready(
         with report.step("hand-over", ", ".join(map(str, lent))):
             display.hand_over(host, journal, lent, checked.policy.wait, tell=report.done)
             framebuffers.let_go(host, journal, lent, tell=report.done)
-        engine.override_all(host, journal.homes, free_of(checked), tell=report.done)
+        engine.make_first(host, journal.homes, engine.OVERRIDE, free_of(checked), tell=report.done)
         if nvidia.loaded(host, lent):
             siblings = [home for home in journal.homes if home.driver != nvidia.DRIVER]
-            engine.unbind_all(host, siblings, free_of(checked), tell=report.done)
+            engine.make_first(host, siblings, engine.UNBIND, free_of(checked), tell=report.done)
             with report.step("unload") as step:
                 step.detail = "; ".join(nvidia.unload(host, journal, lent))
 
