@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from virtpass.binding.journal import read_journal
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
 from virtpass.operations.rehearsal import rehearse
+from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
 PERSISTENCED = "nvidia-persistenced.service"
@@ -588,11 +589,20 @@ def with_screen(host: Desktop) -> None:
     host.link("/sys/class/drm/card0", f"{host.real_path(f'/sys/bus/pci/devices/{CARD}')}/drm/card0")
 
 
+def lost(host: Desktop, devices: list[PciAddress]) -> str:
+    """Return what is told when these go with a hand-over; without one they do not go just then."""
+    told = reach.refuse_last(host, devices, hands_over=True)
+    with pytest.raises(RefusedError) if told else nullcontext() as refused:
+        reach.refuse_last(host, devices, hands_over=False)
+    assert refused is None or refused.value.reference == "last-console"
+    return told
+
+
 def test_the_last_screen_of_a_host_without_ssh_is_told(host: Desktop) -> None:
-    assert reach.warning(host, DEVICES) == ""
+    assert lost(host, DEVICES) == ""
     with_screen(host)
-    assert "no SSH server listens" in reach.warning(host, DEVICES)
-    assert reach.warning(host, [NIC]) == ""
+    assert "no SSH server listens" in lost(host, DEVICES)
+    assert lost(host, [NIC]) == ""
 
 
 @pytest.mark.parametrize(
@@ -607,7 +617,7 @@ def test_the_last_screen_of_a_host_without_ssh_is_told(host: Desktop) -> None:
 def test_another_way_to_the_host_is_enough(host: Desktop, path: str, content: str) -> None:
     with_screen(host)
     host.put(path, content)
-    assert reach.warning(host, DEVICES) == ""
+    assert lost(host, DEVICES) == ""
 
 
 @pytest.mark.parametrize(
@@ -616,10 +626,10 @@ def test_another_way_to_the_host_is_enough(host: Desktop, path: str, content: st
 def test_a_server_for_the_host_alone_and_another_port_are_none(host: Desktop, line: str) -> None:
     with_screen(host)
     host.put("/proc/net/tcp", f"head\n  0: {line} 0\n")
-    assert reach.warning(host, DEVICES) != ""
+    assert lost(host, DEVICES) != ""
 
 
 def test_another_screen_is_enough(host: Desktop) -> None:
     with_screen(host)
     host.link("/sys/class/drm/card1", f"{host.real_path(f'/sys/bus/pci/devices/{NIC}')}/drm/card1")
-    assert reach.warning(host, DEVICES) == ""
+    assert lost(host, DEVICES) == ""

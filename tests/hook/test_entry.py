@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from xml.sax.saxutils import escape
 
@@ -34,6 +35,10 @@ from virtpass.operations.mediated_devices import create
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError
+from virtpass.system.host import Host
+
+# By then this process has run for longer than is noticed: Python and pytest have started.
+IMPORTED = time.monotonic()
 
 Captured = pytest.CaptureFixture[str]
 
@@ -487,24 +492,50 @@ def steps_of(log: list[dict[str, str]]) -> list[str]:
     return [line["step"] for line in log if "step" in line]
 
 
-@pytest.mark.parametrize("display", ["refuse", "hand-over"])
-def test_the_last_screen_goes_with_a_warning_whatever_the_policy(
-    host: SimulatedHost, log: list[dict[str, str]], display: str
-) -> None:
+@pytest.fixture
+def last_screen(host: SimulatedHost) -> SimulatedHost:
+    """The only screen of a host without SSH is on the card, and no program has it open."""
     real = host.real_path(f"/sys/bus/pci/devices/{CARD}")
     host.put(f"{real}/drm/card0/dev", "226:0\n")
     host.link("/sys/class/drm/card0", f"{real}/drm/card0")
     host.put("/usr/bin/udevadm")
-    xml = domain_xml(CARD, metadata=policy(display=display))
-    assert run(host, "prepare", xml) == 0
+    return host
+
+
+def test_the_last_screen_stays_where_nobody_could_log_in_any_more(
+    last_screen: SimulatedHost, capfd: Captured
+) -> None:
+    line = refused(last_screen, capfd, domain_xml(CARD))
+    assert "the last screen of this host would go, and no SSH server listens" in line
+    assert "display=hand-over" in line
+    last_screen.put("/sys/fs/cgroup/system.slice/sshd.service/cgroup.procs", "9\n")
+    assert run(last_screen, "prepare", domain_xml(CARD)) == 0
+
+
+def test_the_last_screen_goes_with_a_warning_where_it_may(
+    last_screen: SimulatedHost, log: list[dict[str, str]]
+) -> None:
+    xml = domain_xml(CARD, metadata=policy(display="hand-over"))
+    assert run(last_screen, "prepare", xml) == 0
     (warning,) = [line["detail"] for line in log if line.get("step") == "warning"]
     assert "nobody can log in" in warning
-    # With a hand-over before the driver may be unloaded, too.
-    assert steps_of(log).count("override") == (4 if display == "hand-over" else 2)
+    # Before the driver may be unloaded, too.
+    assert steps_of(log).count("override") == 4
     log.clear()
     # Somebody can.
-    assert run(host, "prepare", domain_xml(NIC, uuid=OTHER, metadata=policy(display=display))) == 0
+    xml = domain_xml(NIC, uuid=OTHER, metadata=policy(display="hand-over"))
+    assert run(last_screen, "prepare", xml) == 0
     assert "warning" not in steps_of(log)
+
+
+def test_a_hand_over_begins_when_libvirt_calls_the_hook(
+    host: SimulatedHost, log: list[dict[str, str]]
+) -> None:
+    began = entry._began(Host())
+    assert began < IMPORTED
+    assert run(host, "prepare", domain_xml(NIC), began) == 0
+    assert (log[0]["step"], log[0]["detail"], log[0]["domain"]) == ("start", "the hook itself", "guest")
+    assert int(log[-1]["ms"]) >= int(log[0]["ms"]) >= 100
 
 
 def test_what_takes_no_time_has_no_line(host: SimulatedHost, log: list[dict[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import _socket
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_what_happened_before_a_crash_is_told_already(log: Log) -> None:
     report.done("modprobe", "vfio-pci", 0.25)
     assert len(log.lines) == 1
     assert " ms=250 " in log.lines[0]
+
+
+def test_what_comes_before_the_first_step_is_told_where_it_is_noticed(log: Log) -> None:
+    quick, slow = Report("prepare", "guest", GUEST), Report("prepare", began=time.monotonic() - 0.25)
+    quick.started()
+    assert log.lines == []
+    slow.started()
+    slow.finish("lent")
+    first, last = (parse_line(line) or {} for line in log.lines)
+    assert (first["step"], first["detail"]) == ("start", "the hook itself")
+    assert 250 <= int(first["ms"]) <= int(last["ms"])
 
 
 def test_all_lines_of_one_hand_over_have_its_id_and_no_other_has(log: Log) -> None:

@@ -103,6 +103,16 @@ FILES = {
         "WantedBy=multi-user.target\n"
     ),
 }
+# An SSH server as far as the way back to a host goes: port 22 listens, and nothing answers there.
+REACHED = "ssh.socket"
+REACHABLE = {
+    f"etc/systemd/system/{REACHED}": (
+        "[Unit]\nDescription=Another way to this host\n"
+        "[Socket]\nListenStream=22\n"
+        "[Install]\nWantedBy=sockets.target\n"
+    ),
+    "etc/systemd/system/ssh.service": "[Service]\nExecStart=/bin/true\n",
+}
 FSTAB_ROOT = f"UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1\n"
 FSTAB_ESP = f"UUID={ESP_ID} /boot/efi vfat umask=0077 0 1\n"
 # The image is built where its disk cannot be looked at, so its initial RAM file system is told what it needs.
@@ -169,6 +179,8 @@ def tar(kind: Kind) -> bytes:
         generators += MASKED_GENERATORS_WITHOUT_SYSTEMD_BOOT
     contents = {name: text.encode() for name, text in (FILES | KIND_FILES[kind.base]).items()}
     contents.update({f"{INSIDE[1:]}/{name}": (HERE / name).read_bytes() for name in copies})
+    if kind.libvirt:
+        contents.update({name: text.encode() for name, text in REACHABLE.items()})
     if kind == GRUB_LIBVIRT:
         contents.update({name: text.encode() for name, text in GRUB_LIBVIRT_FILES.items()})
     if kind == DESKTOP:
@@ -176,6 +188,8 @@ def tar(kind: Kind) -> bytes:
         contents.update({f"{INSIDE[1:]}/{name}": data for name, data in desktop.module_sources().items()})
     links = LINKS | {f"etc/systemd/system/{unit}": "/dev/null" for unit in masked}
     links |= {f"etc/systemd/system-generators/{name}": "/dev/null" for name in generators}
+    if kind.libvirt:
+        links[f"etc/systemd/system/sockets.target.wants/{REACHED}"] = f"../{REACHED}"
     if kind == SYSTEMD_BOOT:
         links |= SYSTEMD_BOOT_LINKS
     if kind == DESKTOP:

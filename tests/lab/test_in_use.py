@@ -12,6 +12,7 @@ import pytest
 from . import topology
 from .guest import Guest
 from .machine import Machine
+from .overlay import REACHED
 from .virtpass import journals, prepare, release, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -145,3 +146,22 @@ def test_what_a_program_has_open_is_not_lent(
         holder.wait()
         machine.run(["rm", "-f", "/run/opened"]).check()
     lent_and_back(machine, guest, device)
+
+
+def test_the_last_console_is_not_lent_where_nobody_could_log_in_any_more(
+    machine: Machine, guest: Guest, before: dict[str, tuple[str, str]]
+) -> None:
+    virtpass(machine, "domain", "attach", guest.name, topology.CARD).check()
+    machine.run(["systemctl", "stop", REACHED]).check()
+    try:
+        refused(machine, guest, "the last screen of this host would go, and no SSH server listens")
+        detach = virtpass(machine, "device", "detach", topology.CARD)
+        assert detach.status != 0
+        assert "nobody could log in any more" in detach.error_text
+        virtpass(machine, "domain", "policy", guest.name, "display=hand-over").check()
+        lent_and_back(machine, guest, topology.CARD)
+        assert "no screen stays here and no SSH server listens" in virtpass(machine, "log", "-n", "2").text
+        virtpass(machine, "domain", "policy", guest.name, "display=refuse").check()
+    finally:
+        machine.run(["systemctl", "start", REACHED]).check()
+    lent_and_back(machine, guest, topology.CARD)

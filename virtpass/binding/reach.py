@@ -6,6 +6,7 @@ Imported by the hook: the imports here are on its allow-list.
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
 from virtpass.pci.usage import controller
+from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
 _SERVICES = "/sys/fs/cgroup/system.slice"
@@ -16,14 +17,37 @@ _OWN = ("0100007F", "00000000000000000000000001000000")
 _SERIAL_LOGINS = f"{_SERVICES}/system-serial\\x2dgetty.slice"
 
 
-def warning(host: Host, addresses: list[PciAddress]) -> str:
-    """Return what to tell when devices take the last way to the host along; empty when they do not."""
+def refuse_last(host: Host, addresses: list[PciAddress], *, hands_over: bool) -> str:
+    """Refuse devices that take the last way to the host along, unless the host may lose its picture.
+
+    Args:
+        host: the host.
+        addresses: all devices that go together.
+        hands_over: whether it may.
+
+    Returns:
+        what to tell of it when it may; empty when there is another way.
+
+    Raises:
+        RefusedError: the last screen of the host is one of them, and it has no other login.
+    """
+    if not _are_last(host, addresses):
+        return ""
+    if not hands_over:
+        raise RefusedError(
+            "last-console",
+            "the last screen of this host would go, and no SSH server listens: nobody could log in any more",
+            "start an SSH server, or let the screen go for this domain (virtpass domain policy DOMAIN"
+            " display=hand-over)",
+        )
+    return "no screen stays here and no SSH server listens: until the domain stops, nobody can log in"
+
+
+def _are_last(host: Host, addresses: list[PciAddress]) -> bool:
     screens = [*_screens(host, "/sys/class/drm", "card"), *_screens(host, "/sys/class/graphics", "fb")]
     if not set(screens) & set(addresses) or set(screens) - set(addresses):
-        return ""
-    if _ssh_listens(host) or host.subdirectories(_SERIAL_LOGINS):
-        return ""
-    return "no screen stays here and no SSH server listens: until the domain stops, nobody can log in"
+        return False
+    return not (_ssh_listens(host) or host.subdirectories(_SERIAL_LOGINS))
 
 
 def _screens(host: Host, directory: str, kind: str) -> list[PciAddress]:

@@ -99,11 +99,12 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
 def show_rehearsal(found: Rehearsal) -> None:
     """Print the steps of a start, and how it would end."""
     for number, step in enumerate(found.steps, 1):
-        bound = f"(at most {step.bound:.0f} s)" if step.bound is not None else ""
+        bound = f", at most {step.bound:.0f} s" if step.bound is not None else ""
+        verdict = f"({step.verdict}{bound})"
         if is_plain():
-            say(f"{number}. {step.text} {bound}".rstrip())
+            say(f"{number}. {step.text} {verdict}")
         else:
-            say_fact(f"{number:>2}.", f"{one_line(step.text)}  {bound}".rstrip(), 4)
+            say_fact(f"{number:>2}.", f"{one_line(step.text)}  {verdict}", 4)
     if found.problem is not None:
         say_fact("", f"the start would be refused: {found.problem.line}")
     elif not found.is_ours:
@@ -136,7 +137,12 @@ def rehearsal_json(found: Rehearsal) -> dict[str, object]:
         "ours": found.is_ours,
         "would_start": problem is None,
         "steps": [
-            {"text": step.text, "at_most_seconds": step.bound, "is_undone": step.is_undone}
+            {
+                "text": step.text,
+                "verdict": step.verdict,
+                "at_most_seconds": step.bound,
+                "is_undone": step.is_undone,
+            }
             for step in found.steps
         ],
         "warning": found.warning or None,

@@ -92,8 +92,8 @@ def check(
     if checked.hands_over or any(framebuffers.has_display(host, one) for one in lent):
         from virtpass.binding import reach
 
-        # A warning without a hand-over too: nobody uses the card, but the console of the host may be on it.
-        warnings.insert(0, reach.warning(host, lent))
+        # Without a hand-over nobody uses the card, but the console of the host may be on it.
+        warnings.insert(0, reach.refuse_last(host, lent, hands_over=checked.hands_over))
     # Last: it tells of the latest look at the programs.
     warnings.append(holders.unseen(host))
     checked.warning = "; ".join(one for one in warnings if one)

@@ -58,21 +58,32 @@ def main(arguments: list[str]) -> int:
         os.close(_HEAD_DESCRIPTOR)
     except OSError:
         pass  # the gate gives one; others may not
-    return run(Host(), operation[0], xml)
+    host = Host()
+    return run(host, operation[0], xml, _began(host))
 
 
-def run(host: Host, operation: str, xml: bytes) -> int:
+def _began(host: Host) -> float:
+    """Return when this process began, on the monotonic clock: what comes before Python counts too."""
+    now = time.monotonic()
+    ticks = host.started(os.getpid())
+    if ticks is None:
+        return now
+    return now - max(time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+
+
+def run(host: Host, operation: str, xml: bytes, began: float | None = None) -> int:
     """Run one operation on a host.
 
     Args:
         host: where to read and write.
         operation: ``prepare`` or ``release``.
         xml: the domain as libvirt describes it.
+        began: when libvirt called the hook, on the monotonic clock; None for now.
 
     Returns:
         the exit status, as in `main`; the reason for 1 is one line on standard error.
     """
-    report = Report(operation)
+    report = Report(operation, began=began)
     try:
         # The gate lets what it did not read to the end through; a foreign domain's XML may be odd.
         if operation == "prepare" and NAMESPACE.encode() not in xml:
@@ -81,7 +92,8 @@ def run(host: Host, operation: str, xml: bytes) -> int:
         report.domain, report.uuid = request.name, request.uuid
         if operation == "prepare" and not ((request.is_ours and request.devices) or request.problem):
             return 0
-        began = time.monotonic()
+        report.started()
+        waits_since = time.monotonic()
         kept = ""
         try:
             lock = engine.lock(host)
@@ -89,7 +101,7 @@ def run(host: Host, operation: str, xml: bytes) -> int:
             if operation == "prepare" or error.reference != "locked" or not is_uuid(request.uuid):
                 raise
             lock, kept = _lock_or_leave(host, request.uuid), error.what
-        effects.tell_wait(report.done, "for others who move devices", began)
+        effects.tell_wait(report.done, "for others who move devices", waits_since)
         if lock < 0:
             report.finish(f"left to whoever keeps the lock: {kept}")
             return 0

@@ -24,7 +24,7 @@ import _socket
 import os
 import time
 
-from virtpass.binding.effects import NOTICED
+from virtpass.binding import effects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,24 +45,29 @@ _SPECIAL = frozenset(' "=\\')
 
 
 class Report:
-    """What is told of one hand-over; its time begins when it is made.
+    """What is told of one hand-over.
 
     Args:
         event: ``prepare`` or ``release``.
         domain: the domain's name, as far as it is known.
         uuid: its UUID, as far as it is known.
+        began: when it began, on the monotonic clock; None for now.
 
     Attributes:
         domain, uuid: may be set when they are known.
     """
 
-    def __init__(self, event: str, domain: str = "", uuid: str = "") -> None:
+    def __init__(self, event: str, domain: str = "", uuid: str = "", began: float | None = None) -> None:
         self.event = event
         self.domain = domain
         self.uuid = uuid
         self._id = os.urandom(4).hex()
-        self._began = time.monotonic()
+        self._began = time.monotonic() if began is None else began
         self._count = 0
+
+    def started(self) -> None:
+        """Tell of the time until the hand-over itself begins, unless that was too short to be noticed."""
+        effects.tell_wait(self.done, "the hook itself", self._began, "start")
 
     def step(self, name: str, detail: str = "", *, is_brief: bool = False) -> Step:
         """Return a context whose duration is told as that of a step; an error in it as its failure.
@@ -138,7 +143,7 @@ class Step:
         """Tell how long it took and what went wrong; the error goes on."""
         problem = "" if error is None else str(error) or type(error).__name__
         seconds = time.monotonic() - self._began
-        if problem or not self._is_brief or seconds >= NOTICED:
+        if problem or not self._is_brief or seconds >= effects.NOTICED:
             self._report.done(self._name, self.detail, seconds, problem)
 
 

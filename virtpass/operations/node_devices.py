@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from virtpass.binding import framebuffers, safety
+from virtpass.binding import framebuffers, reach, safety
 from virtpass.binding.engine import leaving_order
 from virtpass.operations.locking import locked
 from virtpass.pci import sysfs
@@ -29,7 +29,8 @@ def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]
         those that were not there already, in the order in which they went: the last function of a card first.
 
     Raises:
-        RefusedError: one cannot be isolated, or the host uses it or shows its console there.
+        RefusedError: one cannot be isolated, or the host uses it, shows its console there, or could not be
+            logged in to without it.
         FailedError: libvirt reported success, but a driver is another. Those that had gone are back, or are
             named.
         KeyboardInterrupt: the user, or the end of his session, stopped it; all are where they were.
@@ -42,6 +43,7 @@ def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]
         moving = [one for one in leaving_order(addresses) if not sysfs.is_on_vfio(host, one)]
         safety.refuse_in_use(host, moving)
         framebuffers.refuse_in_the_way(host, moving, hands_over=False)
+        reach.refuse_last(host, moving, hands_over=False)
         # A signal between two devices would leave one of them behind.
         with held() as interrupts:
             try:

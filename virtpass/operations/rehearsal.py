@@ -43,6 +43,11 @@ from virtpass.system.recorded import RecordedHost
 # With these libvirt calls no hook of ours at all.
 _UNCALLED = ("absent", "not-executable")
 
+# How a step would go: as far as can be seen it succeeds; the start is refused there; it depends on programs
+# that are asked then, on a driver, or on what only root sees.
+OK, REFUSED, OPEN = "ok", "refused", "open"
+_CHECK = "check the devices, their group, and who uses them"
+
 # Seconds that undoing one effect may take, by its kind.
 _UNDO_BOUNDS = {
     attributes.ATTRIBUTE: attributes.DEADLINE,
@@ -66,11 +71,13 @@ class RehearsedStep:
         text: what is done, one sentence without a full stop.
         bound: seconds after which it would be given up; None where it takes next to no time.
         is_undone: whether it is undone when the domain stops.
+        verdict: ``ok``, ``refused`` or ``open``.
     """
 
     text: str
     bound: float | None = None
     is_undone: bool = True
+    verdict: str = OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class Rehearsal:
     Attributes:
         name: the domain.
         uuid: its UUID.
-        steps: what would be done, in order; empty when the start would be refused.
+        steps: what would be done, in order, to the one at which the start would be refused.
         problem: why it would be refused; None when it would not.
         warning: what the host loses while the domain runs, and why things may go otherwise: the hook is not
             installed, or the daemon does not know of it; empty for nothing.
@@ -110,20 +117,24 @@ def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
     if not request.is_ours or not (request.devices or request.problem):
         return Rehearsal(request.name, request.uuid, (), None, is_ours=False)
     otherwise = "" if supposes_hook else _otherwise(host)
+    found = [RehearsedStep("wait for others who move devices", engine.LOCK_DEADLINE)]
     try:
         left = _left_over(host, request)
+        found += _to_give_back(host, request, left)
         freed = frozenset(journal.uuid for journal in left)
         makings = functions.needed(host, request.devices) if request.problem is None else []
+        found += map(_to_make, makings)
         there = copy(request)
         coming = [address for making in makings for address in making.wanted]
         there.devices = [address for address in request.devices if address not in coming]
         checked = check(host, there, loads=False, freed=freed)
         safety.refuse_lent(host, coming, request.uuid, freed=freed)
-        found = tuple(_steps(host, there, checked, left, makings))
+        found += _steps(host, there, checked, left, makings)
     except VirtpassError as error:
-        return Rehearsal(request.name, request.uuid, (), error, otherwise)
+        found.append(RehearsedStep(_CHECK, holders.LOOK_DEADLINE, verdict=REFUSED))
+        return Rehearsal(request.name, request.uuid, tuple(found), error, otherwise)
     warning = "; ".join(one for one in (checked.warning, otherwise) if one)
-    return Rehearsal(request.name, request.uuid, found, None, warning)
+    return Rehearsal(request.name, request.uuid, tuple(found), None, warning)
 
 
 def _otherwise(host: Host) -> str:
@@ -164,13 +175,8 @@ def _left_over(host: Host, request: Request) -> list[Journal]:
     return [*([own] if own else []), *reservations.stale(host, wanted, request.uuid)]
 
 
-def _steps(
-    host: Host, request: Request, checked: Checked, left: list[Journal], makings: list[Making]
-) -> list[RehearsedStep]:
-    lent = [*request.devices, *checked.companions]
-    asked = display.stoppable(host, lent) if checked.hands_over else Asked([], [], [])
-    found = [RehearsedStep("wait for others who move devices", engine.LOCK_DEADLINE)]
-    found += [
+def _to_give_back(host: Host, request: Request, left: list[Journal]) -> list[RehearsedStep]:
+    return [
         RehearsedStep(
             "give back what an earlier start left behind"
             if journal.uuid == request.uuid
@@ -180,18 +186,29 @@ def _steps(
         )
         for journal in left
     ]
-    for making in makings:
-        names = ", ".join(map(str, making.wanted))
-        text = f"{making}; what does not exist yet ({names}) can be checked only then"
-        found.append(RehearsedStep(text, functions.DEADLINE))
-    found.append(RehearsedStep("check the devices, their group, and who uses them", _check_bound(asked)))
+
+
+def _to_make(making: Making) -> RehearsedStep:
+    names = ", ".join(map(str, making.wanted))
+    text = f"{making}; what does not exist yet ({names}) can be checked only then"
+    return RehearsedStep(text, functions.DEADLINE, verdict=OPEN)
+
+
+def _steps(
+    host: Host, request: Request, checked: Checked, left: list[Journal], makings: list[Making]
+) -> list[RehearsedStep]:
+    """Return what would be done from the checks on."""
+    lent = [*request.devices, *checked.companions]
+    asked = display.stoppable(host, lent) if checked.hands_over else Asked([], [], [])
+    found = [RehearsedStep(_CHECK, _check_bound(asked))]
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
     if checked.tuning is not None:
         found += [
             RehearsedStep(sentence, bound or None) for sentence, bound in checked.tuning.bounded_sentences
         ]
-    found += [RehearsedStep(f"run {path}", steps.DEADLINE) for path in steps.programs(host, steps.PREPARE)]
+    programs = steps.programs(host, steps.PREPARE)
+    found += [RehearsedStep(f"run {path}", steps.DEADLINE, verdict=OPEN) for path in programs]
     if not checked.hands_over and (checked.tuning is not None or checked.has_steps):
         found.append(RehearsedStep("look once more who uses the devices", holders.LOOK_DEADLINE))
     awake = attributes.different(host, power.wanted(host, lent))
@@ -248,15 +265,17 @@ def _desktop(host: Host, lent: list[PciAddress], asked: Asked, wait: float) -> l
     for user in listeners:
         if audio.may_ask(user):
             text = f"stop {', '.join(audio.running(host, user))} of user {user}"
+            verdict = OK
         else:
             text = f"stop the sound servers of user {user} (cannot tell without root which ones run)"
-        found.append(RehearsedStep(text, audio.DEADLINE))
+            verdict = OPEN
+        found.append(RehearsedStep(text, audio.DEADLINE, verdict=verdict))
     if sessions:
         text = f"end session {', '.join(sessions)}: what is not saved in it is lost"
         found.append(RehearsedStep(text, display.SESSION_DEADLINE, is_undone=False))
     if found:
         bound = wait + holders.LOOK_DEADLINE
-        found.append(RehearsedStep("wait until nobody uses the devices any more", bound))
+        found.append(RehearsedStep("wait until nobody uses the devices any more", bound, verdict=OPEN))
     consoles = attributes.different(host, display.consoles(host, lent))
     found += [
         RehearsedStep(f"take the consoles off the card ({path})", attributes.DEADLINE) for path, _ in consoles
