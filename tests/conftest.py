@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.simulation import SimulatedHost, desktop
+from virtpass.system.worker import Worker
 
 # How long an example takes says something about the machine, not about virtpass.
 settings.register_profile("untimed", deadline=None)
@@ -49,6 +50,22 @@ def _turn(item: pytest.Item) -> int:
 def _nothing_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what shows after a power cut only: that is for the lab."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_child_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End the children in which hosts make accesses; one that a test has left hanging is left alone."""
+    made: list[Worker] = []
+    begin = Worker.__init__
+
+    def begun(worker: Worker) -> None:
+        begin(worker)
+        made.append(worker)
+
+    monkeypatch.setattr(Worker, "__init__", begun)
+    yield
+    for worker in made:
+        worker.close()
 
 
 @pytest.fixture

@@ -67,9 +67,7 @@ def run_command(host: Host, argv: tuple[str, ...], deadline: float) -> Outcome:
         except OSError as error:
             return Outcome(127, f"{argv[0]}: {error.strerror}")
         try:
-            status: int | None = child.wait(deadline)
-        except subprocess.TimeoutExpired:
-            status = None
+            status = _status_within(child, deadline)
         finally:
             if child.returncode is None:
                 _end(child)
@@ -171,6 +169,17 @@ def environment() -> dict[str, str]:
     return {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 
 
+def _status_within(child: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Return the exit status of a program, None when it does not end in time."""
+    end = time.monotonic() + seconds
+    # Not by subprocess alone, which looks every twentieth of a second.
+    waiting.wait_for_end([child.pid], seconds)
+    try:
+        return child.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End a program and whatever belongs to its process group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -178,8 +187,5 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, number)
         except ProcessLookupError:
             break
-        try:
-            child.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            continue
+        _status_within(child, _GRACE)
     # A process that does not even die of SIGKILL waits in the kernel; it ends when that lets it go.
