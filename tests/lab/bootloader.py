@@ -40,17 +40,11 @@ class Bootloader(ABC):
     def chosen_once(self) -> str:
         """Return the entry that the next boot alone takes; empty when none was chosen."""
 
-    @abstractmethod
-    def add_entry(self, entry: str, word: str) -> None:
-        """Add an entry of the user's own: the standard one with one more kernel argument."""
-
 
 class Grub(Bootloader):
     """GRUB as Debian sets it up, under either firmware."""
 
     CONFIGURATION = "/boot/grub/grub.cfg"
-    # The user's own entries; grub.cfg reads it.
-    CUSTOM = "/boot/grub/custom.cfg"
 
     def entries(self) -> list[str]:
         """Return the identifiers in grub.cfg; those in a submenu as SUBMENU>ENTRY."""
@@ -82,19 +76,10 @@ class Grub(Bootloader):
         self.machine.put(text, GRUB_FILE)
         self.machine.run(["update-grub"], timeout=TIMEOUT).check()
 
-    def add_entry(self, entry: str, word: str) -> None:
-        """Copy the body of the standard entry into custom.cfg."""
-        text = self.machine.get(self.CONFIGURATION).decode()
-        body = re.search(r"^menuentry [^{]*(\{.*?^\})", text, flags=re.MULTILINE | re.DOTALL)
-        assert body, text
-        body_text = re.sub(r"(\slinux\s.*)", rf"\1 {word}", body[1])
-        self.machine.put(f"menuentry '{entry}' --id '{entry}' {body_text}\n", self.CUSTOM)
-
 
 class SystemdBoot(Bootloader):
     """systemd-boot with the entries that kernel-install makes."""
 
-    ESP = "/boot/efi"
     ONE_SHOT = "/sys/firmware/efi/efivars/LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 
     def entries(self) -> list[str]:
@@ -111,15 +96,6 @@ class SystemdBoot(Bootloader):
         if self.machine.run(["test", "-e", self.ONE_SHOT]).status != 0:
             return ""
         return self.machine.get(self.ONE_SHOT)[4:].decode("utf-16-le").rstrip("\0")
-
-    def add_entry(self, entry: str, word: str) -> None:
-        """Copy the file of the standard entry, behind which it is sorted: the first one is booted."""
-        folder = f"{self.ESP}/loader/entries"
-        (name,) = self.machine.run(["ls", folder]).check().text.split()
-        text = self.machine.get(f"{folder}/{name}").decode()
-        text = re.sub(r"^(options .*)", rf"\1 {word}", text, flags=re.MULTILINE)
-        text = re.sub(r"^(sort-key .*)", r"\1-own", text, flags=re.MULTILINE)
-        self.machine.put(text, f"{folder}/{entry}")
 
 
 def of(machine: Machine) -> Bootloader:

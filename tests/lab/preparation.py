@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from . import bootloader, topology
-from .disk import SYSTEMD_BOOT
+from .disk import ROOT_UUID, SYSTEMD_BOOT
 from .machine import Machine, Result
 
 # A run of dracut takes most of a minute where another machine runs beside it.
@@ -100,6 +100,19 @@ def assert_bound_early(machine: Machine) -> None:
     log = machine.run(["dmesg"]).check().text
     assert f"e1000e {topology.SECOND_NIC}" in log
     assert f"e1000e {topology.NIC}" not in log
+
+
+def as_documented(machine: Machine) -> None:
+    """A boot machine is what docs/lab.md says, before virtpass has done anything. Raises AssertionError."""
+    arguments = bootloader.of(machine).arguments()
+    assert f"root=UUID={ROOT_UUID}" in arguments
+    assert not any("virtpass" in word for word in arguments)
+    state = machine.state()
+    assert {address: state[address][0] for address in topology.DRIVERS} == topology.DRIVERS
+    for group in topology.GROUPS:
+        assert group in machine.groups().values()
+    assert machine.run(["systemctl", "is-system-running", "--wait"]).text.strip() == "running"
+    assert (machine.run(["test", "-d", "/sys/firmware/efi"]).status == 0) == machine.image.kind.uefi
 
 
 def there_and_back(machine: Machine) -> None:

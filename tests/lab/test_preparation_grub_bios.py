@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from virtpass.host.iommu import UNSAFE_INTERRUPTS
 
 from . import bootloader, topology
 from .machine import Job, Machine
-from .preparation import TIMEOUT, WISHES, host, on_trial, status, there_and_back, tree, trial_taken_back
+from .preparation import (
+    TIMEOUT,
+    WISHES,
+    as_documented,
+    host,
+    on_trial,
+    status,
+    there_and_back,
+    tree,
+    trial_taken_back,
+)
 from .provision import GRUB_FILE
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -45,6 +53,10 @@ finally:
 """
 
 
+def test_it_boots_as_its_own_bootloader_is_told(grub_bios: Machine) -> None:
+    as_documented(grub_bios)
+
+
 def test_applied_booted_left_by_the_fallback_and_taken_back(grub_bios: Machine) -> None:
     there_and_back(grub_bios)
 
@@ -63,7 +75,6 @@ def applying(machine: Machine) -> Job:
     machine.wait_until(
         lambda: machine.run(["pgrep", "-f", "mkinitramfs|dracut"]).status == 0, "the initramfs is built", 120
     )
-    time.sleep(1)
     return job
 
 

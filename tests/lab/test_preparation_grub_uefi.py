@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from .machine import Machine
-from .preparation import there_and_back
+from .preparation import as_documented, there_and_back
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+def test_it_boots_as_its_own_bootloader_is_told(grub_uefi: Machine) -> None:
+    as_documented(grub_uefi)
 
 
 def test_applied_booted_left_by_the_fallback_and_taken_back(grub_uefi: Machine) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from .machine import Machine
-from .preparation import on_trial, there_and_back, trial_taken_back
+from .preparation import as_documented, on_trial, there_and_back, trial_taken_back
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+def test_it_boots_as_its_own_bootloader_is_told(systemd_boot: Machine) -> None:
+    as_documented(systemd_boot)
 
 
 def test_applied_booted_left_by_the_fallback_and_taken_back(systemd_boot: Machine) -> None:
