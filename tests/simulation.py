@@ -241,6 +241,8 @@ class SimulatedHost(Host):
         if path == "/sys/bus/pci/drivers_probe":
             self._probe(PciAddress.parse(value))
         elif parts[-1] == "driver_override":
+            if not self.exists(path):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             self.put(path, "(null)\n" if value == "\n" else value.rstrip("\n") + "\n")
         elif parts[-1] == "unbind" and parts[-3] == "drivers":
             self._unbind(PciAddress.parse(value), parts[-2])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -455,6 +457,23 @@ def test_an_attribute_that_is_as_it_was_is_not_written(
     monkeypatch.setattr(host, "may_be_written_yet", lambda asked: asked == path)
     attributes.put_back(host, (path, "auto", "on"))
     assert written == ["auto", "auto"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_attribute_whose_device_vanishes_before_it_is_written_has_nothing_to_put_back(
+    host: Desktop, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    path = f"/sys/bus/pci/devices/{CARD}/power/control"
+    host.put(path, "on\n")
+
+    def refuse(path: str, value: str, deadline: float) -> None:
+        if not is_there:
+            os.unlink(host.path(path))
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+
+    monkeypatch.setattr(host, "write_attribute", refuse)
+    with pytest.raises(OSError, match="No such device") if is_there else nullcontext():
+        attributes.put_back(host, (path, "auto", "on"))
 
 
 # nvidia

@@ -306,6 +306,43 @@ def test_a_device_that_vanished_is_forgotten(host: SimulatedHost) -> None:
     assert drivers(host, CARD) == ["bochs-drm"]
 
 
+class Pulled(SimulatedHost):
+    """A host from which the NIC is pulled out before one of the writes."""
+
+    def __init__(self, root: str, at: int) -> None:
+        super().__init__(root)
+        self.left = at
+
+    def write_attribute(self, path: str, value: str, deadline: float) -> None:
+        if self.left == 0:
+            os.unlink(self.path(f"/sys/bus/pci/devices/{NIC}"))
+        self.left -= 1
+        super().write_attribute(path, value, deadline)
+
+
+# Two devices, each with override, unbind, probe; on the way back the override once more.
+@pytest.mark.parametrize("at", range(6))
+def test_a_device_that_vanishes_while_it_is_lent_stops_that(host: SimulatedHost, at: int) -> None:
+    pulled = Pulled(host.root, at)
+    try:
+        lend(pulled, CARD, NIC)
+    except FailedError as error:
+        assert error.what.startswith(f"{NIC}: ") or error.what.startswith(f"{NIC} could not be bound")
+        assert "not everything" not in error.what
+        assert journals(host) == []
+        assert host.state()[CARD] == ("bochs-drm", "(null)")
+    assert NIC not in host.state()
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_device_that_vanishes_while_it_is_given_back_is_forgotten(host: SimulatedHost, at: int) -> None:
+    lend(host, CARD, NIC)
+    assert give_back(Pulled(host.root, at)) == []
+    assert NIC not in host.state()
+    assert host.state()[CARD] == ("bochs-drm", "(null)")
+    assert journals(host) == []
+
+
 def test_what_libvirt_gave_back_already_is_left_alone(host: SimulatedHost) -> None:
     lend(host, CARD, AUDIO)
     for address in (CARD, AUDIO):

@@ -103,7 +103,14 @@ def put_back(host: Host, fields: tuple[str, ...]) -> None:
         present = read(host, path)
     # Where it is as it was, only if a write of this process is still on its way, for which this one waits.
     if present == value or (present == before and host.may_be_written_yet(path)):
-        host.write_attribute(path, before, DEADLINE)
+        try:
+            host.write_attribute(path, before, DEADLINE)
+        except NoAnswer:
+            raise
+        except OSError:
+            if host.exists(path):
+                raise
+            return  # its device was pulled out since it was read
         if path.startswith(f"{_CONSOLES}/") and before == "1" and read(host, path) == "0":
             _take_consoles(host, path)
 

@@ -316,8 +316,9 @@ def give_back(host: Host, journal: Journal, *, tell: Tell = nobody) -> list[Virt
             try:
                 _apply_and_tell(host, step, tell)
             except VirtpassError as error:
-                problems.append(error)
                 failed.add(step[0])
+                if not _has_vanished(host, step[0], error):
+                    problems.append(error)
         if problems:
             break
         # Once more from what is there now: the child of a killed hook may have written late.
@@ -439,8 +440,17 @@ def present_state(host: Host, journal: Journal) -> tuple[list[Seen], list[Virtpa
             refuse_stuck(host, home.address)
             now.append(seen(host, home.address))
         except VirtpassError as error:
-            problems.append(error)
+            if not _has_vanished(host, home.address, error):
+                problems.append(error)
     return now, problems
+
+
+def _has_vanished(host: Host, address: PciAddress, error: VirtpassError) -> bool:
+    """Tell whether an access has failed because the device was pulled out meanwhile.
+
+    Where its driver hangs, that is the problem, wherever the device is.
+    """
+    return error.reference != "stuck" and not sysfs.is_present(host, address)
 
 
 def apply(host: Host, step: Step) -> None:
