@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .confinement import assert_confined
 from .desktop import AUTOLOGIN, GREEN, ORANGE, USER
 from .guest import Guest
 from .machine import Machine
@@ -127,13 +128,13 @@ def unchanged(machine: Machine) -> Iterator[tuple[object, str]]:
 
     AppArmor confines the daemon all the time.
     """
-    assert machine.confinement() == "libvirtd (enforce)"
+    assert_confined(machine)
     state, settings = machine.state(), settings_of(machine)
     yield state, settings
     machine.wait_until(lambda: journals(machine) == [], "nothing is on record")
     assert machine.state() == state
     assert settings_of(machine) == settings
-    assert machine.confinement() == "libvirtd (enforce)"
+    assert_confined(machine)
 
 
 def settings_of(machine: Machine) -> str:

@@ -32,6 +32,7 @@ from .sessions import (
     unchanged,
 )
 from .virtpass import (
+    AS_LIBVIRT,
     HOOK,
     UNBIND,
     covered,
@@ -169,7 +170,7 @@ def test_recover_brings_the_desktop_back_when_the_hook_was_killed(
     give(desktop_guest, CARD)
     xml = live_xml(desktop, "guest")
     with never_answering(desktop, UNBIND_CARD):
-        hook = desktop.begin([HOOK, "guest", "prepare", "begin", "-"], xml)
+        hook = desktop.begin([*AS_LIBVIRT, HOOK, "guest", "prepare", "begin", "-"], xml)
         desktop.wait_until(lambda: desktop.driver(AUDIO) == "vfio-pci", "the hook is half done")
         assert not is_active(desktop, session.unit)
         assert session.runs(desktop) == []

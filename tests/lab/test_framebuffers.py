@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from . import image, topology
+from .confinement import assert_confined, assert_nothing_denied
 from .guest import Guest, draws, nested
 from .machine import Machine
 from .progress import say
-from .virtpass import HOOK, UNBIND, covered, journals, live_xml, never_answering, virtpass
+from .virtpass import AS_LIBVIRT, HOOK, UNBIND, covered, journals, live_xml, never_answering, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -46,9 +47,11 @@ def host(request: pytest.FixtureRequest, package: Path) -> Iterator[Machine]:
     uefi = image.ready().under_uefi()
     with Machine(uefi, card=request.param, kernel_arguments=[WITHOUT_DRIVER]) as machine:
         machine.install(package)
+        assert_confined(machine)
         virtpass(machine, "hook", "install").check()
         say(f"the machine with the card {request.param} is ready, with {package.name}")
         yield machine
+        assert_nothing_denied(machine)
 
 
 @pytest.fixture
@@ -157,7 +160,7 @@ def test_recover_brings_it_back_when_the_hook_was_killed(host: Machine, guest: G
     give(guest)
     xml = live_xml(host, "guest")
     with never_answering(host, UNBIND_AUDIO):
-        hook = host.begin([HOOK, "guest", "prepare", "begin", "-"], xml)
+        hook = host.begin([*AS_LIBVIRT, HOOK, "guest", "prepare", "begin", "-"], xml)
         # The overrides are set when it is off, one line before the audio function is unbound.
         host.wait_until(lambda: host.pci()[CARD].override == "vfio-pci", "the hook is half done")
         (process,) = host.run(["pgrep", "-f", "-o", "virtpass.hook.entry"]).text.split()

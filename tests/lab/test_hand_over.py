@@ -16,6 +16,7 @@ from . import topology
 from .guest import READY_TIMEOUT, Guest, domain_xml, draws, hostdev_xml, without_daemon
 from .machine import Machine
 from .virtpass import (
+    AS_LIBVIRT,
     HOOK,
     UNBIND,
     covered,
@@ -163,7 +164,7 @@ def test_a_hook_that_is_killed_half_way_is_made_good_by_recover(
     give(guest, CARD)
     xml = live_xml(machine, "guest")
     with never_answering(machine, UNBIND.format(driver="bochs-drm")):
-        hook = machine.begin([HOOK, "guest", "prepare", "begin", "-"], xml)
+        hook = machine.begin([*AS_LIBVIRT, HOOK, "guest", "prepare", "begin", "-"], xml)
         killed_half_way(machine)
         assert hook.wait().status == -signal.SIGKILL
     half_done = machine.state()

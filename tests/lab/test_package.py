@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import image, topology
+from .confinement import assert_confined, assert_nothing_denied
 from .guest import DAEMON, Guest
 from .machine import Machine, Result
 from .virtpass import HOOK, JOURNALS, journals, read_json, virtpass
@@ -32,7 +33,10 @@ LISTING += [")", "-prune", "-o", "-printf", "%p %m %u\\n"]
 def fresh() -> Iterator[Machine]:
     """A machine of this module alone, without virtpass at first."""
     with Machine(image.ready()) as machine:
+        assert_confined(machine)
         yield machine
+        assert_confined(machine)
+        assert_nothing_denied(machine)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +201,10 @@ def test_after_a_power_cut_nothing_is_lent_and_nothing_has_failed(fresh: Machine
     give(borrower)
     borrower.start().check()
     fresh.run(["sync"]).check()
+    # The log goes with the power.
+    assert_nothing_denied(fresh)
     fresh.reset()
+    assert_confined(fresh)
     assert fresh.state() == state
     assert journals(fresh) == []
     assert fresh.run(["systemctl", "--failed", "--plain", "--no-legend"]).text == ""
@@ -213,6 +220,7 @@ def test_a_soft_reboot_gives_back_before_libvirt_starts(fresh: Machine, borrower
     borrower.start().check()
     crash_with_the_daemon(borrower)
     fresh.soft_reboot()
+    assert_confined(fresh)
     assert fresh.state() == state
     assert journals(fresh) == []
     times = fresh.run(["systemctl", "show", "-p", "ExecMainExitTimestampMonotonic", "--value", UNITS[0]]).text
