@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from . import topology
+from .confinement import assert_confined, denied
 from .guest import Guest, domain_xml, hostdev_xml, without_daemon
-from .killed import killed
+from .killed import killed, stopping
 from .machine import Machine
-from .virtpass import HOOK, call_hook, journals, live_xml, virtpass
+from .virtpass import AS_LIBVIRT, HOOK, call_hook, journals, live_xml, prepare, release, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -19,6 +21,17 @@ CARD, AUDIO, NIC, PLUGGED = topology.CARD, topology.CARD_AUDIO, topology.NIC, to
 LENT = ("vfio-pci", "vfio-pci")
 WAITING, GO = "/run/step-waits", "/run/step-may-go"
 STEP = "/etc/virtpass/hooks.d/prepare.d/50-waits"
+HOME = ("e1000e", "")
+# Before which access of the hook a NIC goes, when another one is on vfio-pci already, or still.
+DURING_A_START = {"bound": f"e1000e/unbind {PLUGGED}", "unbound": f"drivers_probe {PLUGGED}"}
+DURING_A_STOP = {
+    "untouched": f"{PLUGGED}/driver_override e1000e",
+    "lent": f"vfio-pci/unbind {PLUGGED}",
+    "unbound": f"drivers_probe {PLUGGED}",
+    "at-home": f"{PLUGGED}/d3cold_allowed 1",
+}
+# No driver is waited for then, which could hang for longer.
+PROMPTLY = 20.0
 ROUNDS = 200
 # So many of them until caches, pools and the log have their size.
 WARM_UP = 20
@@ -134,6 +147,69 @@ def test_a_device_is_pulled_out_while_it_is_handed_over(machine: Machine, guest:
     machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
 
 
+@pytest.mark.parametrize("access", DURING_A_START.values(), ids=DURING_A_START.keys())
+def test_a_device_is_pulled_out_between_the_writes_of_a_start(
+    machine: Machine, guest: Guest, extra: str, access: str
+) -> None:
+    give(guest, NIC, extra)
+    with stopping(machine, access) as hook:
+        start = machine.begin(["virsh", "start", guest.name], timeout=180)
+        hook.wait()
+        others = pull(machine)
+        assert others[NIC] == LENT
+        began = time.monotonic()
+        hook.go_on()
+        failed = start.wait()
+        assert time.monotonic() - began < PROMPTLY
+    (line,) = [line for line in failed.error_text.splitlines() if "virtpass: " in line]
+    assert f"virtpass: {extra}" in line
+    assert "not everything could be put back" not in line
+    assert failed.status != 0
+    assert guest.state() == "shut off"
+    assert machine.state() == others | {NIC: HOME}
+    assert journals(machine) == []
+    plug_again(machine)
+    prepare(machine, guest.name).check()
+    assert machine.state()[NIC] == machine.state()[PLUGGED] == LENT
+    release(machine, guest.name).check()
+
+
+@pytest.mark.parametrize("access", DURING_A_STOP.values(), ids=DURING_A_STOP.keys())
+def test_a_device_is_pulled_out_between_the_writes_of_a_stop(
+    machine: Machine, guest: Guest, extra: str, access: str
+) -> None:
+    give(guest, NIC, extra)
+    prepare(machine, guest.name).check()
+    xml = live_xml(machine, guest.name)
+    with stopping(machine, access) as hook:
+        stop = machine.begin([*AS_LIBVIRT, HOOK, guest.name, "release", "end", "-"], xml)
+        hook.wait()
+        others = pull(machine)
+        began = time.monotonic()
+        hook.go_on()
+        ended = stop.wait()
+        assert time.monotonic() - began < PROMPTLY
+    # What is gone has nothing to be given back.
+    assert ended.status == 0, str(ended)
+    assert machine.state() == others | {NIC: HOME}
+    assert journals(machine) == []
+    plug_again(machine)
+
+
+def pull(machine: Machine) -> dict[str, tuple[str, str]]:
+    """Pull the NIC out, and return what is there without it."""
+    machine.unplug("extra", timeout=PROMPTLY)
+    machine.wait_until(lambda: PLUGGED not in machine.pci(), "the NIC is gone")
+    return machine.state()
+
+
+def plug_again(machine: Machine) -> None:
+    """Plug the NIC in again: the host has it as before."""
+    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
+    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    assert machine.state()[PLUGGED] == HOME
+
+
 def test_another_device_at_the_address_is_not_taken(machine: Machine, guest: Guest, extra: str) -> None:
     give(guest, extra)
     machine.unplug("extra", timeout=120)
@@ -229,12 +305,13 @@ def test_two_hundred_rounds_leave_nothing_behind(machine: Machine, guest: Guest)
 def run_rounds(machine: Machine, name: str, xml: bytes, number: int) -> None:
     """Give the NIC and the huge pages to the domain and take them back, so many times."""
     # One command, so that the rounds are not spent on the way into the machine.
+    hook = " ".join((*AS_LIBVIRT, HOOK))
     rounds = (
         f"i=0; while [ $i -lt {number} ]; do i=$((i + 1))\n"
-        f'printf %s "$1" | {HOOK} {name} prepare begin - || exit 1\n'
+        f'printf %s "$1" | {hook} {name} prepare begin - || exit 1\n'
         f'[ "$(basename "$(readlink /sys/bus/pci/devices/{NIC}/driver)")" = vfio-pci ] || exit 2\n'
         f'[ "$(cat /proc/sys/vm/nr_hugepages)" = {PAGES} ] || exit 5\n'
-        f'printf %s "$1" | {HOOK} {name} release end - || exit 3\n'
+        f'printf %s "$1" | {hook} {name} release end - || exit 3\n'
         f'[ "$(basename "$(readlink /sys/bus/pci/devices/{NIC}/driver)")" = e1000e ] || exit 4\n'
         "done; echo $i"
     )
@@ -242,15 +319,38 @@ def run_rounds(machine: Machine, name: str, xml: bytes, number: int) -> None:
     assert said.text.strip() == str(number)
 
 
-def test_the_power_fails_while_a_guest_has_the_card(machine: Machine, guest: Guest) -> None:
+def test_what_apparmor_denies_a_hook_is_noticed(machine: Machine, denials: list[str]) -> None:
+    """Else that it has denied nothing would say nothing."""
+    other = f"{HOOK}-that-is-denied"
+    machine.put("#!/bin/sh\nexec /run/anything\n", other, mode=0o755)
+    machine.put("#!/bin/sh\n", "/run/anything", mode=0o755)
+    try:
+        call = [*AS_LIBVIRT, other, "guest", "prepare", "begin", "-"]
+        assert "Permission denied" in machine.run(call).error_text
+    finally:
+        machine.run(["rm", other, "/run/anything"]).check()
+    machine.wait_until(lambda: len(denied(machine)) > len(denials), "the log tells of it")
+    (line,) = [line for line in denied(machine) if line not in denials]
+    assert 'profile="libvirtd" name="/run/anything"' in line
+    denials.append(line)
+
+
+def test_the_power_fails_while_a_guest_has_the_card(
+    machine: Machine, guest: Guest, denials: list[str]
+) -> None:
     """The last test here: the machine boots again."""
-    before = machine.state()
-    give(guest, CARD, NIC)
+    before = traces(machine)
+    give_backed(guest, memory=256)
+    give(guest, CARD)
     guest.start().check()
     assert machine.state()[CARD] == machine.state()[NIC] == LENT
+    assert traces(machine)[1] == 128
     machine.run(["sync"]).check()
+    # The log goes with the power.
+    assert [line for line in denied(machine) if line not in denials] == []
     machine.reset()
-    assert machine.state() == before
+    assert_confined(machine)
+    assert traces(machine) == before
     assert journals(machine) == []
     assert guest.state() == "shut off"
     guest.start().check()
