@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import topology
+from .confinement import assert_confined, assert_nothing_denied
 from .guest import Guest, domain_xml
 from .killed import NEVER, accesses, killed
 from .machine import Machine, Result
@@ -34,11 +35,14 @@ SLOW, FAST = "1000000", "2000000"
 @pytest.fixture(scope="module")
 def machine(two_processors: Machine) -> Machine:
     """The machine, with a program in each unit."""
-    for slice_, unit in (("user.slice", USER), ("system.slice", SYSTEM)):
-        two_processors.run(
-            ["systemd-run", f"--slice={slice_}", f"--unit={unit}", "sleep", "infinity"]
-        ).check()
+    begin_programs(two_processors)
     return two_processors
+
+
+def begin_programs(machine: Machine) -> None:
+    """Run a program in each unit."""
+    for slice_, unit in (("user.slice", USER), ("system.slice", SYSTEM)):
+        machine.run(["systemd-run", f"--slice={slice_}", f"--unit={unit}", "sleep", "infinity"]).check()
 
 
 @pytest.fixture(autouse=True)
@@ -258,5 +262,30 @@ def test_governors_come_and_go(machine: Machine, small_guest: Guest) -> None:
     assert "no governor performance on this host: the CPUs keep theirs" in virtpass(machine, "log").text
     release(small_guest.machine, small_guest.name).check()
     machine.run(["modprobe", "lab_cpufreq"]).check()
+    set_governor(machine, 0, "schedutil")
+    set_governor(machine, 1, "powersave")
+
+
+def test_the_power_fails_while_a_guest_has_a_processor_for_itself(
+    machine: Machine, small_guest: Guest
+) -> None:
+    """The last test here: the machine boots again, with all CPUs for everybody."""
+    tuned(small_guest, "isolate-cpus=yes", "governor=performance")
+    small_guest.start().check()
+    assert allowed(machine) == FIRST_ONLY
+    assert drop_ins(machine) != []
+    machine.run(["sync"]).check()
+    # The log goes with the power.
+    assert_nothing_denied(machine)
+    machine.reset()
+    assert_confined(machine)
+    begin_programs(machine)
+    assert allowed(machine) == ALL
+    assert drop_ins(machine) == []
+    assert machine.run(["nproc"]).text.strip() == "2"
+    assert small_guest.state() == "shut off"
+    # Nobody loads the stand-in for frequencies at boot; what it begins with is the kernel's choice.
+    machine.run(["modprobe", "-a", "lab_cpufreq", "cpufreq_powersave"]).check()
+    assert "performance" not in governors(machine)
     set_governor(machine, 0, "schedutil")
     set_governor(machine, 1, "powersave")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 from . import topology
+from .confinement import assert_nothing_denied
 from .desktop import USER
 from .guest import Guest
 from .killed import killed
@@ -312,6 +313,24 @@ def test_nothing_is_started_while_somebody_delays_the_shutdown(
         assert_left(lines)
     said = [str(line.get("MESSAGE")) for line in lines]
     assert next(number for number, one in enumerate(said) if LEFT in one) < said.index(SHUTS_DOWN)
+
+
+@pytest.mark.usefixtures("graphical")
+def test_the_power_fails_while_a_guest_has_the_desktop_s_card(desktop: Machine, desktop_guest: Guest) -> None:
+    """What the hand-over has stopped comes with the boot, as ever: nothing is on record, and recover idle."""
+    with shown(desktop, X), unchanged(desktop):
+        give(desktop_guest, CARD)
+        desktop_guest.start().check()
+        assert desktop.state()[CARD] == desktop.state()[AUDIO] == LENT
+        assert not is_active(desktop, LIGHTDM)
+        desktop.run(["sync"]).check()
+        # The log goes with the power.
+        assert_nothing_denied(desktop)
+        desktop.reset()
+        desktop.wait_until(lambda: X.is_seen(desktop), "the desktop is on the monitor again", 90)
+        assert is_active(desktop, LIGHTDM)
+        assert desktop_guest.state() == "shut off"
+        assert "nothing to recover" in virtpass(desktop, "recover").check().text
 
 
 def assert_left(lines: list[dict[str, object]]) -> None:

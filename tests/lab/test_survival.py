@@ -27,7 +27,6 @@ DURING_A_START = {"bound": f"e1000e/unbind {PLUGGED}", "unbound": f"drivers_prob
 DURING_A_STOP = {
     "untouched": f"{PLUGGED}/driver_override e1000e",
     "lent": f"vfio-pci/unbind {PLUGGED}",
-    "unbound": f"drivers_probe {PLUGGED}",
     "at-home": f"{PLUGGED}/d3cold_allowed 1",
 }
 # No driver is waited for then, which could hang for longer.
