@@ -18,6 +18,7 @@ KINDS = {
     *nvidia.UNDO,
     *tuning.UNDO,
     steps.STEPS,
+    steps.RUNNING,
 }
 
 

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.simulation import AUDIO, CARD, GUEST, SimulatedHost
 from virtpass.binding import effects, engine, steps
 from virtpass.binding.journal import Journal, journals, read_journal
-from virtpass.system import program
+from virtpass.system import program, waiting
 from virtpass.system.errors import FailedError, RefusedError
 
 ROOT = Path(__file__).parents[2]
@@ -231,6 +232,149 @@ def test_in_the_release_each_has_its_turn(host: SimulatedHost, put: Put) -> None
     ):
         assert words in problem.what
     assert traced(host) == ["3 guest release"]
+
+
+def test_steps_that_have_ended_are_not_waited_for(host: SimulatedHost, put: Put) -> None:
+    for number, script in enumerate(("exit 0", "exit 3")):
+        put(f"prepare.d/{number}", script)
+        journal = begun(host)
+        try:
+            steps.prepare(host, journal, DEVICES)
+        except FailedError:
+            assert script == "exit 3"
+        on_disk = read_journal(host, GUEST)
+        assert on_disk is not None
+        for effects_on_record in (journal.effects, on_disk.effects):
+            assert [kind for kind, *_ in effects_on_record] == [steps.STEPS]
+        journal.remove()
+
+
+LEFT = "4194000"
+
+
+def leave(
+    host: SimulatedHost,
+    *,
+    event: str = "prepare",
+    uuid: str = GUEST,
+    session: str = LEFT,
+    state: str = "S",
+    age: int = 2,
+    user: int = 0,
+) -> None:
+    """Let there be a process as that of a step whose hook was killed."""
+    started = (1000 - age) * os.sysconf("SC_CLK_TCK")
+    host.put("/proc/uptime", "1000.25 3000.00\n")
+    host.put(f"/proc/{LEFT}/status", f"Name:\tx\nUid:\t{user}\t0\t0\t0\n")
+    host.link(f"/proc/{LEFT}/exe", "/usr/bin/dash")
+    host.put(f"/proc/{LEFT}/stat", f"{LEFT} (a) b) {state} 1 {LEFT} {session} {'0 ' * 15}{started} 0 0\n")
+    variables = ("PATH=/bin", "VIRTPASS_DEVICES=", f"VIRTPASS_EVENT={event}", f"VIRTPASS_UUID={uuid}")
+    host.put(f"/proc/{LEFT}/environ", "".join(f"{one}\0" for one in variables).encode())
+
+
+@pytest.fixture
+def ends(host: SimulatedHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the process sees it end, and that it leaves a trace then."""
+
+    def end(processes: list[int], seconds: float) -> None:
+        assert processes == [int(LEFT)]
+        assert 0 < seconds <= steps.DEADLINE
+        host.put("/trace", f"{host.read('/trace') or ''}it ends\n")
+        host.put(f"/proc/{LEFT}/stat", f"{LEFT} (x) Z 1 {LEFT} {LEFT} {'0 ' * 15}0 0 0\n")
+
+    monkeypatch.setattr(waiting, "wait_for_end", end)
+
+
+def cut_off(host: SimulatedHost, event: str) -> None:
+    """Have on record that steps are at work."""
+    journal = begun(host)
+    journal.add((steps.STEPS, "guest", GUEST, str(CARD)))
+    journal.add((steps.RUNNING, GUEST, event))
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("event", ["prepare", "release"])
+def test_the_step_of_a_killed_hook_ends_before_those_that_undo_it(
+    host: SimulatedHost, put: Put, event: str
+) -> None:
+    put("release.d/x", trace(host))
+    cut_off(host, event)
+    leave(host, event=event)
+    assert undone(host) == []
+    assert traced(host) == ["it ends", "x guest release"]
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"event": "release"},
+        {"uuid": GUEST.replace("a", "b")},
+        # What it has started, and what has ended or runs since long.
+        {"session": "17"},
+        {"state": "Z"},
+        {"age": 40},
+        # A user may give a set-user-ID program any variables.
+        {"user": 1000},
+    ],
+)
+def test_no_other_process_is_waited_for(host: SimulatedHost, put: Put, other: dict[str, Any]) -> None:
+    put("release.d/x", trace(host))
+    cut_off(host, "prepare")
+    leave(host, **other)
+    assert undone(host) == []
+    assert traced(host) == ["x guest release"]
+
+
+@pytest.mark.usefixtures("ends")
+def test_nothing_is_waited_for_when_no_hook_was_killed_in_a_step(host: SimulatedHost, put: Put) -> None:
+    for event in ("prepare", "release"):
+        put(f"{event}.d/x", trace(host))
+    leave(host)
+    steps.prepare(host, begun(host), DEVICES)
+    assert undone(host) == []
+    assert traced(host) == ["x guest prepare", "x guest release"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_step_that_a_killed_hook_has_left_has_no_more_time_than_others(
+    host: SimulatedHost, put: Put
+) -> None:
+    put("release.d/x", trace(host))
+    cut_off(host, "prepare")
+    leave(host, age=0)
+    began = time.monotonic()
+    assert undone(host) == []
+    assert time.monotonic() - began < 10
+    assert traced(host) == ["x guest release"]
+
+
+def test_that_steps_of_the_release_run_is_on_record(host: SimulatedHost, put: Put) -> None:
+    put("release.d/x", f"cp {host.path('/run/virtpass/lent')}/* {host.path('/seen')}")
+    steps.prepare(host, begun(host), DEVICES)
+    assert undone(host) == []
+    assert (host.read("/seen") or "").splitlines()[-1].split("\t") == ["did", steps.RUNNING, GUEST, "release"]
+
+
+def test_steps_of_the_release_run_where_nothing_can_be_recorded(
+    host: SimulatedHost, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("release.d/x", trace(host))
+    steps.prepare(host, begun(host), DEVICES)
+
+    def full(*_: object) -> None:
+        raise FailedError("write", "no space left")
+
+    monkeypatch.setattr(host, "append_own", full)
+    assert undone(host) == []
+    assert traced(host) == ["x guest release"]
+
+
+@pytest.mark.parametrize("fields", [(GUEST,), ("../x", "prepare"), (GUEST, "start")])
+def test_a_record_that_names_no_steps_is_told_of(host: SimulatedHost, fields: tuple[str, ...]) -> None:
+    begun(host).add((steps.RUNNING, *fields))
+    (problem,) = undone(host)
+    assert "cannot" in problem
 
 
 def test_a_step_that_cannot_be_run_says_why(host: SimulatedHost, put: Put) -> None:

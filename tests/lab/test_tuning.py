@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
 from . import topology
 from .guest import Guest, domain_xml
+from .killed import NEVER, accesses, killed
 from .machine import Machine
-from .virtpass import HOOK, journals, virtpass
+from .virtpass import HOOK, journals, release, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -20,6 +22,7 @@ CARD, AUDIO, NIC = topology.CARD, topology.CARD_AUDIO, topology.NIC
 PAGES = 128
 BACKED = "<memoryBacking><hugepages/></memoryBacking>"
 STEPS = "/etc/virtpass/hooks.d"
+PREPARE, RELEASE = "prepare", "release"
 
 
 def pool(machine: Machine) -> int:
@@ -95,14 +98,15 @@ def test_a_killed_hook_leaves_pages_that_recover_takes_back(
 ) -> None:
     before = pool(machine)
     # By now the pages are there, and the drivers are not yet touched.
-    step(machine, "prepare", "kill -9 $PPID\nsleep 20\n", "60-kill")
+    step(machine, PREPARE, cut_off_in(steps), "60-kill")
     failed = backed.start()
     assert failed.status != 0
-    machine.run(["pkill", "-9", "-f", "60-kill"])
     assert str(signal.SIGKILL.value) in failed.error_text or "signal" in failed.error_text
     machine.run(["rm", f"{STEPS}/prepare.d/60-kill"]).check()
     # libvirt calls the hook once more, for the release.
     machine.wait_until(lambda: pool(machine) == before, "the pages are given back")
+    told = machine.get(steps).decode().splitlines()
+    assert told == [f"{PREPARE} {backed.name} {NIC}", "slow ends", f"{RELEASE} {backed.name} {NIC}"]
     backed.start().check()
     backed.destroy()
 
@@ -132,6 +136,96 @@ def test_steps_of_the_administrator_run_and_roll_back(machine: Machine, guest: G
     assert refused.status != 0
     assert "70-fails" in refused.error_text
     assert len(machine.get(steps).decode().splitlines()) == 4
+
+
+def test_steps_are_undone_as_documented_wherever_the_hook_was_killed(
+    machine: Machine, guest: Guest, steps: str
+) -> None:
+    """Those of the release run if those of prepare may have begun, and again if they were cut off.
+
+    Killed before every access; of those to the device, which have nothing to do with steps, before the first
+    and the last.
+    """
+    names = ("20-first", "50-tell")
+    for event, name in product((PREPARE, RELEASE), names):
+        step(machine, event, f'echo "$2 ${{0##*/}}" >> {steps}\n', name)
+    undone = [f"{RELEASE} {name}" for name in names]
+    virtpass(machine, "domain", "attach", guest.name, NIC).check()
+    state = machine.state()
+
+    def lend() -> list[str]:
+        return accesses(killed(machine, guest, PREPARE, NEVER).check())
+
+    def make_good(operation: str, accessed: list[str], number: int) -> None:
+        machine.run(["rm", "-f", steps]).check()
+        ended = killed(machine, guest, operation, number)
+        where = f"{operation} was killed before {accessed[number]}"
+        assert (ended.status, accesses(ended)[-1]) == (-signal.SIGKILL, accessed[number]), where
+        virtpass(machine, "recover").check()
+        assert (machine.state(), journals(machine)) == (state, []), where
+        # They are on record, by one access, before the first of them runs.
+        is_recorded = operation == RELEASE or number >= first_step(accessed)
+        told = machine.run(["cat", steps]).text.splitlines()
+        assert told == ran(accessed[:number]) + (undone if is_recorded else []), where
+
+    # The first has to load VFIO's modules.
+    lend()
+    release(machine, guest.name).check()
+    whole = lend()
+    assert ran(whole) == [f"{PREPARE} {name}" for name in names]
+    given_back = accesses(killed(machine, guest, RELEASE, NEVER).check())
+    assert ran(given_back) == undone
+    for number in telling(whole):
+        make_good(PREPARE, whole, number)
+    for number in telling(given_back):
+        lend()
+        make_good(RELEASE, given_back, number)
+
+
+def first_step(accessed: list[str]) -> int:
+    """Return which access runs the first step."""
+    return next(number for number, one in enumerate(accessed) if one.startswith(STEPS))
+
+
+def ran(accessed: list[str]) -> list[str]:
+    """Return the steps among accesses: event and name of each."""
+    paths = [one.split()[0].split("/") for one in accessed if one.startswith(STEPS)]
+    return [f"{directory.removesuffix('.d')} {name}" for *_, directory, name in paths]
+
+
+def telling(accessed: list[str]) -> list[int]:
+    """Return before which accesses to kill: all but those to the device between the first and the last."""
+    writes = [number for number, one in enumerate(accessed) if one.startswith("write_attribute")]
+    assert len(writes) > 2
+    return [number for number in range(len(accessed)) if number not in writes[1:-1]]
+
+
+@pytest.mark.parametrize("event", [PREPARE, RELEASE])
+def test_a_step_whose_hook_was_killed_ends_before_those_that_undo_it(
+    machine: Machine, guest: Guest, steps: str, event: str
+) -> None:
+    virtpass(machine, "domain", "attach", guest.name, NIC).check()
+    state = machine.state()
+    step(machine, event, cut_off_in(steps), "60-slow")
+    if event == RELEASE:
+        killed(machine, guest, PREPARE, NEVER).check()
+    ended = killed(machine, guest, event, NEVER)
+    assert ended.status == -signal.SIGKILL, str(ended)
+    pending = virtpass(machine, "recover", "--dry-run").check().text
+    assert f"wait until the step in {event}.d has ended that a killed hook has left" in pending
+    virtpass(machine, "recover").check()
+    assert (machine.state(), journals(machine)) == (state, [])
+    told = [line.removesuffix(f" {guest.name} {NIC}") for line in machine.get(steps).decode().splitlines()]
+    both = [RELEASE, "slow ends"] if event == RELEASE else [RELEASE]
+    assert told == [PREPARE, *both[:-1], "slow ends", *both]
+
+
+def cut_off_in(steps: str, seconds: int = 3) -> str:
+    """Return a step that takes its time after the hook was killed, and no time at all when it runs again."""
+    again = f"{steps}.again"
+    return (
+        f"[ -e {again} ] || {{ : > {again}; kill -9 $PPID; sleep {seconds}; }}\necho slow ends >> {steps}\n"
+    )
 
 
 def test_the_log_tells_where_the_time_went(machine: Machine, guest: Guest) -> None:

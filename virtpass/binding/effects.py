@@ -62,6 +62,7 @@ _WORDS = {
     "interrupt": "move interrupt {2} back to CPUs {3}",
     "module": "load {0} again",
     "steps": "run the administrator's steps for {0}",
+    "steps-running": "wait until the step in {1}.d has ended that a killed hook has left",
     "unit": "start {0} again",
     "user-units": "start {rest} of {0} again",
 }
@@ -127,10 +128,10 @@ def undoer(kind: str, tell: Tell = nobody) -> Undo | None:
         from virtpass.binding import attributes
 
         return attributes.UNDO[kind]
-    if kind == "steps":
+    if _group(kind) == "steps":
         from virtpass.binding import steps
 
-        return lambda host, fields: steps.release(host, fields, tell)
+        return steps.undoer(kind, tell)
     from virtpass.binding import audio, display, framebuffers, nvidia, tuning
 
     known: dict[str, Undo] = {

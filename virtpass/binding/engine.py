@@ -375,16 +375,22 @@ def orphans(host: Host) -> list[int]:
         # Everybody may call a process of his as he likes.
         if made_by is None or not runs_as_root(host, name, (_PYTHON,)):
             continue
-        # Fields after the name in brackets: the state, the parent, and as the twentieth the time of the start
-        # in ticks since the boot. A zombie writes no more.
-        _, _, rest = process_text(host, name, "stat").rpartition(")")
-        fields = rest.split()
-        if len(fields) < 20 or fields[0] in ("Z", "X") or fields[1] == str(made_by):
-            continue
-        age = _uptime(host) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        if age < _ORPHAN_AGE:
+        state = living(host, name)
+        if state is not None and state[0] != made_by and state[2] < _ORPHAN_AGE:
             found.append(int(name))
     return found
+
+
+def living(host: Host, process: str) -> tuple[int, int, float] | None:
+    """Return of a process its parent, its session and its age in seconds; None when it does nothing more."""
+    # Fields after the name in brackets: the state, the parent, the group, the session, and as the twentieth
+    # the time of the start in ticks since the boot. A zombie writes no more.
+    _, _, rest = process_text(host, process, "stat").rpartition(")")
+    fields = rest.split()
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    uptime = float((host.read("/proc/uptime") or "0").split()[0])
+    return int(fields[1]), int(fields[3]), uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def process_text(host: Host, process: str, name: str) -> str:
@@ -414,11 +420,6 @@ def runs_as_root(host: Host, process: str, programs: tuple[str, ...]) -> bool:
         if line.startswith("Uid:"):
             return set(line.split()[1:]) <= {"0", str(os.geteuid())}
     return False
-
-
-def _uptime(host: Host) -> float:
-    """Return the seconds since the boot."""
-    return float((host.read("/proc/uptime") or "0").split()[0])
 
 
 def lasting(problems: list[VirtpassError]) -> list[VirtpassError]:

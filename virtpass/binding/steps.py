@@ -4,8 +4,12 @@ They lie in ``/etc/virtpass/hooks.d/prepare.d`` and ``release.d``, and run there
 In ``prepare`` the first that fails stops the start of the domain. In ``release`` each has its turn, and one
 that fails is told of and then forgotten: it would fail again, and keep the domain from starting for ever.
 
-The record of the effect says what the programs of ``release.d`` are told. It is made before the first program
-of ``prepare.d`` runs; undoing it runs those of ``release.d``, perhaps more than once.
+The records of the effects, made before the first program runs:
+
+    steps NAME UUID DEVICES        what the programs of ``release.d`` are told; undoing it runs them, perhaps
+                                   more than once
+    steps-running UUID EVENT       the programs of a directory are at work; undoing it waits for the one that
+                                   a killed hook has left, which would come after those that undo it
 
 Imported by the hook: the imports here are on its allow-list.
 """
@@ -16,9 +20,11 @@ import os
 import stat
 import time
 
+from virtpass.binding import engine
 from virtpass.binding.effects import RELEASE_STEP, STEPS_DIRECTORY
-from virtpass.binding.journal import Journal, is_uuid
+from virtpass.binding.journal import Journal, is_uuid, read_journal
 from virtpass.pci.address import PciAddress
+from virtpass.system import waiting
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
@@ -26,13 +32,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtpass.binding.effects import Undo
+
     # Is told of each program that ran: "step", its path, the seconds, what went wrong, and its output.
     Tell = Callable[[str, str, float, str, str], None]
 
 PREPARE, RELEASE = "prepare", "release"
 
-# The kind of the effect.
-STEPS = "steps"
+# The kinds of effects.
+STEPS, RUNNING = "steps", "steps-running"
 
 # Seconds for each program.
 DEADLINE = 30.0
@@ -41,6 +49,10 @@ _REMEDY = "mend it, or take it out of its directory"
 
 # So much of what a program said belongs into one line.
 _QUOTED = 200
+
+# Variables by which a program that was left behind is known, and how many bytes of them are read.
+_UUID, _EVENT = "VIRTPASS_UUID", "VIRTPASS_EVENT"
+_ENVIRONMENT_BYTES = 1 << 20
 
 
 def _nobody(step: str, detail: str, seconds: float, problem: str, output: str) -> None:
@@ -65,10 +77,19 @@ def prepare(host: Host, journal: Journal, devices: list[PciAddress], tell: Tell 
     if not first and not _programs(host, RELEASE)[0]:
         return
     fields = (journal.name, journal.uuid, " ".join(map(str, devices)))
-    journal.add((STEPS, *fields))
+    running = (RUNNING, journal.uuid, PREPARE)
+    journal.add((STEPS, *fields), running)
+    problem = ""
     for program in first:
         if problem := _run(host, program, PREPARE, fields, tell):
-            raise FailedError("step", problem, _REMEDY)
+            break
+    try:
+        journal.mark_undone([running])
+    except VirtpassError:
+        if not problem:
+            raise
+    if problem:
+        raise FailedError("step", problem, _REMEDY)
 
 
 def programs(host: Host, event: str) -> list[str]:
@@ -109,12 +130,64 @@ def release(host: Host, fields: tuple[str, ...], tell: Tell = _nobody) -> None:
     except VirtpassError as error:
         raise ValueError(error.what) from error
     programs, refusals = _programs(host, RELEASE)
+    if programs:
+        _announce(host, uuid)
     problems = [refusal.line for refusal in refusals]
     for program in programs:
         if problem := _run(host, program, RELEASE, fields, tell):
             problems.append(problem)
     if problems:
         raise FailedError(RELEASE_STEP, "; ".join(problems), _REMEDY)
+
+
+def undoer(kind: str, tell: Tell = _nobody) -> Undo | None:
+    """Return how an effect of a kind is undone; None for a kind that is not known."""
+    if kind == STEPS:
+        return lambda host, fields: release(host, fields, tell)
+    return _wait if kind == RUNNING else None
+
+
+def _announce(host: Host, uuid: str) -> None:
+    """Record that programs of ``release.d`` are about to run, if that is possible: they run all the same."""
+    try:
+        if journal := read_journal(host, uuid):
+            journal.add((RUNNING, uuid, RELEASE))
+    except VirtpassError:
+        pass
+
+
+def _wait(host: Host, fields: tuple[str, ...]) -> None:
+    """Wait for a program that a killed hook has left, until its time is over.
+
+    Raises:
+        ValueError: the record is none.
+    """
+    uuid, event = fields
+    if not is_uuid(uuid) or event not in (PREPARE, RELEASE):
+        raise ValueError("it does not name steps")
+    end = time.monotonic() + DEADLINE
+    while (left := _left(host, uuid, event)) and (now := time.monotonic()) < end:
+        waiting.wait_for_end(left, end - now)
+
+
+def _left(host: Host, uuid: str, event: str) -> list[int]:
+    """Return the programs of a directory that are at work for a domain, and still have time.
+
+    Each has a session of its own. What has begun one itself may be something that a program has left running
+    on purpose; that is waited for no longer.
+    """
+    wanted = {f"{_UUID}={uuid}".encode(), f"{_EVENT}={event}".encode()}
+    found = []
+    for process in filter(str.isdecimal, host.names("/proc")):
+        state = engine.living(host, process)
+        if state is None or state[1] != int(process) or state[2] >= DEADLINE:
+            continue
+        # Last, because reading it waits for whoever changes the memory map: of hardly any process.
+        if engine.runs_as_root(host, process, ("",)) and wanted.issubset(
+            (host.read_bytes(f"/proc/{process}/environ", _ENVIRONMENT_BYTES) or b"").split(b"\0")
+        ):
+            found.append(int(process))
+    return found
 
 
 def _run(host: Host, program: str, event: str, fields: tuple[str, ...], tell: Tell) -> str:
@@ -126,9 +199,9 @@ def _run(host: Host, program: str, event: str, fields: tuple[str, ...], tell: Te
     name, uuid, devices = fields
     environment = {
         "VIRTPASS_DOMAIN": name,
-        "VIRTPASS_UUID": uuid,
+        _UUID: uuid,
         "VIRTPASS_DEVICES": devices,
-        "VIRTPASS_EVENT": event,
+        _EVENT: event,
     }
     began = time.monotonic()
     output = ""

@@ -60,6 +60,7 @@ _UNDO_BOUNDS = {
     others.ALLOWED: isolation.BOUND / len(isolation.UNITS),
     nvidia.MODULE: nvidia.LOAD_BOUND,
     services.UNIT: services.START_BOUND,
+    steps.RUNNING: steps.DEADLINE,
 }
 
 
