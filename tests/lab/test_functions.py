@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from . import topology
 from .guest import Guest
+from .killed import NEVER, accesses, killed
 from .machine import Machine
-from .virtpass import journals, read_json, told, virtpass
+from .virtpass import journals, read_json, release, told, virtpass
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -18,6 +20,7 @@ CARD = topology.PLUGGED
 FIRST, SECOND, THIRD = (CARD.replace("00.0", place) for place in ("10.0", "10.2", "10.4"))
 DEVICE = f"/sys/bus/pci/devices/{CARD}"
 RECORD = f"/etc/virtpass/functions.d/{CARD}"
+MARKS = "/run/virtpass/functions"
 UNIT = "virtpass-functions.service"
 # Of the function, not of the card.
 IDS = "8086:10ca"
@@ -203,6 +206,55 @@ def test_a_start_makes_functions_on_demand_and_the_stop_removes_them(
         card.wait_until(lambda: card.state() == before, "the functions are gone")
         assert (functions(card), attribute(card, "sriov_drivers_autoprobe")) == ([], "1")
     assert f"remove 2 virtual functions of {CARD}" in virtpass(card, "log").check().text
+
+
+def test_recover_takes_functions_back_wherever_the_hook_was_killed(card: Machine, guest: Guest) -> None:
+    """Killed before every access of a start that makes them, and of the stop that removes them.
+
+    But for overrides: what a function is bound to is the same before and after.
+    """
+    virtpass(card, "device", "functions", CARD, "2", "--on-demand").check()
+    virtpass(card, "domain", "attach", guest.name, SECOND).check()
+    virtpass(card, "recover").check()
+    before = left(card)
+    seen = set()
+
+    def lend() -> list[str]:
+        return accesses(killed(card, guest, "prepare", NEVER).check())
+
+    def make_good(operation: str, number: int, access: str) -> None:
+        ended = killed(card, guest, operation, number)
+        where = f"{operation} was killed before {access}"
+        assert (ended.status, accesses(ended)[-1]) == (-signal.SIGKILL, access), where
+        seen.add((operation, attribute(card, "sriov_numvfs"), attribute(card, "sriov_drivers_autoprobe")))
+        virtpass(card, "recover").check()
+        assert left(card) == before, where
+
+    # The first has to load VFIO's modules.
+    lend()
+    release(card, guest.name).check()
+    whole = lend()
+    given_back = accesses(killed(card, guest, "release", NEVER).check())
+    assert left(card) == before
+    for number, access in enumerate(whole):
+        if "driver_override" not in access:
+            make_good("prepare", number, access)
+    for number, access in enumerate(given_back):
+        if "driver_override" not in access:
+            lend()
+            make_good("release", number, access)
+    # Killed when nothing was done, when all was, and in between.
+    assert seen == {
+        *(("prepare", *one) for one in (("0", "1"), ("0", "0"), ("2", "0"))),
+        *(("release", *one) for one in (("2", "0"), ("0", "0"), ("0", "1"))),
+    }
+
+
+def left(machine: Machine) -> tuple[object, ...]:
+    """Return what a start on demand could leave behind: functions, a setting, marks and records."""
+    autoprobe = attribute(machine, "sriov_drivers_autoprobe")
+    marks = machine.run(["ls", "-A", MARKS]).check().text.split()
+    return machine.state(), attribute(machine, "sriov_numvfs"), autoprobe, marks, journals(machine)
 
 
 def test_without_the_driver_of_the_card_the_start_says_so(card: Machine, guest: Guest) -> None:
