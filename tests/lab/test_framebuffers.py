@@ -15,9 +15,20 @@ import pytest
 from . import image, topology
 from .confinement import assert_confined, assert_nothing_denied
 from .guest import Guest, draws, nested
+from .killed import NEVER, accesses, killed
 from .machine import Machine
 from .progress import say
-from .virtpass import AS_LIBVIRT, HOOK, UNBIND, covered, journals, live_xml, never_answering, virtpass
+from .virtpass import (
+    AS_LIBVIRT,
+    HOOK,
+    UNBIND,
+    covered,
+    journals,
+    live_xml,
+    never_answering,
+    release,
+    virtpass,
+)
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -37,6 +48,9 @@ ls -d /sys/bus/platform/drivers/efi-framebuffer/efi-framebuffer.*
 grep efifb /proc/iomem
 true
 """
+# Some of what the hook is killed before.
+OF_PREPARE = (f"efi-framebuffer/unbind {FRAMEBUFFER}", "vtconsole/vtcon", f"drivers_probe {CARD}")
+OF_RELEASE = (f"unbind {CARD}", f"efi-framebuffer/bind {FRAMEBUFFER}", "remove_own /run/virtpass/lent")
 TERMINAL = "/dev/tty1"
 RED = (170, 0, 0)
 
@@ -169,6 +183,65 @@ def test_recover_brings_it_back_when_the_hook_was_killed(host: Machine, guest: G
     assert FRAMEBUFFER not in screen_of(host)
     assert not is_drawn_on(host)
     virtpass(host, "recover").check()
+
+
+def made_good(guest: Guest, operation: str, access: int | str, state: object, screen: str) -> str:
+    """Kill the hook before an access, and recover: drivers and who draws are as before.
+
+    Returns what the access is.
+    """
+    machine = guest.machine
+    ended = killed(machine, guest, operation, access)
+    assert ended.status == -signal.SIGKILL, str(ended)
+    before = accesses(ended)[-1]
+    where = f"{operation} was killed before {before}"
+    virtpass(machine, "recover").check()
+    assert (machine.state(), screen_of(machine)) == (state, screen), where
+    assert journals(machine) == [], where
+    return before
+
+
+@with_vga
+def test_recover_brings_it_back_as_long_as_the_kernel_has_it(
+    host: Machine, guest: Guest, before: str
+) -> None:
+    """Killed from its unbind on until vfio-pci takes the card.
+
+    That probe lets the kernel remove the platform device for good: nothing that recovers could bring it back.
+    """
+    give(guest)
+    state = host.state()
+    for access in (f"unbind {FRAMEBUFFER}", f"{CARD}/driver_override vfio-pci", f"drivers_probe {CARD}"):
+        made_good(guest, "prepare", access, state, before)
+
+
+@with_display
+def test_recover_brings_it_back_wherever_the_hook_was_killed(
+    host: Machine, guest: Guest, before: str
+) -> None:
+    """Killed before every access of prepare and of release, but for those to the audio function.
+
+    Before these too the same card is given back in test_desktop.py.
+    """
+    give(guest)
+    state = host.state()
+
+    def lend() -> list[str]:
+        return accesses(killed(host, guest, "prepare", NEVER).check())
+
+    # The first has to load VFIO's modules.
+    lend()
+    release(host, guest.name).check()
+    lent = lend()
+    given_back = accesses(killed(host, guest, "release", NEVER).check())
+    for operation, accessed, telling in (("prepare", lent, OF_PREPARE), ("release", given_back, OF_RELEASE)):
+        assert all(any(text in one for one in accessed) for text in telling), accessed
+        for number, access in enumerate(accessed):
+            if AUDIO in access:
+                continue
+            if operation == "release":
+                lend()
+            assert made_good(guest, operation, number, state, before) == access
 
 
 @with_display
