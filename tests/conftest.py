@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the lab last: whatever a fast test finds shows minutes earlier.
 
-    What takes longest comes first in it, so that no core waits for the other at the end.
+    What takes longest comes first in it, so that nobody waits for the last one at the end.
     """
     items.sort(key=_turn)
 
