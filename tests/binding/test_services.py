@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,13 +27,12 @@ from tests.binding.test_display import (
     hand_over,
     with_lightdm,
 )
-from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, desktop, domain_xml
-from virtpass.binding import audio, display, effects, holders, reach, services
+from tests.simulation import AUDIO, CARD, GUEST, SimulatedHost, desktop, domain_xml
+from virtpass.binding import audio, display, effects, holders, services
 from virtpass.binding.journal import read_journal
 from virtpass.hook.entry import run
 from virtpass.operations.recovery import recover
 from virtpass.operations.rehearsal import rehearse
-from virtpass.pci.address import PciAddress
 from virtpass.system.errors import FailedError, RefusedError
 
 PERSISTENCED = "nvidia-persistenced.service"
@@ -583,53 +582,3 @@ def test_a_process_that_does_not_answer_hides_no_other_one(
     told: list[tuple[object, ...]] = []
     display.hand_over(host, begun(host), DEVICES, 0.1, tell=lambda *one: told.append(one))
     assert [one for one in told if one[0] == "warning"] == [("warning", warning, 0.0)]
-
-
-def with_screen(host: Desktop) -> None:
-    host.link("/sys/class/drm/card0", f"{host.real_path(f'/sys/bus/pci/devices/{CARD}')}/drm/card0")
-
-
-def lost(host: Desktop, devices: list[PciAddress]) -> str:
-    """Return what is told when these go with a hand-over; without one they do not go just then."""
-    told = reach.refuse_last(host, devices, hands_over=True)
-    with pytest.raises(RefusedError) if told else nullcontext() as refused:
-        reach.refuse_last(host, devices, hands_over=False)
-    assert refused is None or refused.value.reference == "last-console"
-    return told
-
-
-def test_the_last_screen_of_a_host_without_ssh_is_told(host: Desktop) -> None:
-    assert lost(host, DEVICES) == ""
-    with_screen(host)
-    assert "no SSH server listens" in lost(host, DEVICES)
-    assert lost(host, [NIC]) == ""
-
-
-@pytest.mark.parametrize(
-    ("path", "content"),
-    [
-        ("/sys/fs/cgroup/system.slice/ssh.service/cgroup.procs", "9\n"),
-        ("/sys/fs/cgroup/system.slice/system-serial\\x2dgetty.slice/serial-getty@ttyS0.service/x", ""),
-        ("/proc/net/tcp", "head\n  0: 00000000:0016 00000000:0000 0A 0\n"),
-        ("/proc/net/tcp6", "head\n  0: 00000000000000000000000000000000:0016 0:0000 0A 0\n"),
-    ],
-)
-def test_another_way_to_the_host_is_enough(host: Desktop, path: str, content: str) -> None:
-    with_screen(host)
-    host.put(path, content)
-    assert lost(host, DEVICES) == ""
-
-
-@pytest.mark.parametrize(
-    "line", ["0100007F:0016 00000000:0000 0A", "00000000:0016 00000000:0000 01", "00000000:1600 0:0 0A"]
-)
-def test_a_server_for_the_host_alone_and_another_port_are_none(host: Desktop, line: str) -> None:
-    with_screen(host)
-    host.put("/proc/net/tcp", f"head\n  0: {line} 0\n")
-    assert lost(host, DEVICES) != ""
-
-
-def test_another_screen_is_enough(host: Desktop) -> None:
-    with_screen(host)
-    host.link("/sys/class/drm/card1", f"{host.real_path(f'/sys/bus/pci/devices/{NIC}')}/drm/card1")
-    assert lost(host, DEVICES) == ""

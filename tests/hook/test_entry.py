@@ -499,6 +499,7 @@ def last_screen(host: SimulatedHost) -> SimulatedHost:
     host.put(f"{real}/drm/card0/dev", "226:0\n")
     host.link("/sys/class/drm/card0", f"{real}/drm/card0")
     host.put("/usr/bin/udevadm")
+    host.put("/sys/fs/cgroup/system.slice/cgroup.procs")
     return host
 
 
@@ -506,7 +507,7 @@ def test_the_last_screen_stays_where_nobody_could_log_in_any_more(
     last_screen: SimulatedHost, capfd: Captured
 ) -> None:
     line = refused(last_screen, capfd, domain_xml(CARD))
-    assert "the last screen of this host would go, and no SSH server listens" in line
+    assert "the last screen of this host would go, and no SSH server was found" in line
     assert "display=hand-over" in line
     last_screen.put("/sys/fs/cgroup/system.slice/sshd.service/cgroup.procs", "9\n")
     assert run(last_screen, "prepare", domain_xml(CARD)) == 0
@@ -536,6 +537,25 @@ def test_a_hand_over_begins_when_libvirt_calls_the_hook(
     assert run(host, "prepare", domain_xml(NIC), began) == 0
     assert (log[0]["step"], log[0]["detail"], log[0]["domain"]) == ("start", "the hook itself", "guest")
     assert int(log[-1]["ms"]) >= int(log[0]["ms"]) >= 100
+
+
+def test_a_stop_that_has_nothing_to_do_tells_nothing(host: SimulatedHost, log: list[dict[str, str]]) -> None:
+    assert run(host, "release", domain_xml(NIC), time.monotonic() - 1) == 0
+    assert log == []
+
+
+def test_a_stop_that_waited_for_nothing_ends_in_the_log(
+    host: SimulatedHost, log: list[dict[str, str]]
+) -> None:
+    held = engine.lock(host)
+    timer = threading.Timer(0.3, os.close, [held])
+    timer.start()
+    assert run(host, "release", domain_xml(NIC)) == 0
+    timer.join()
+    assert [(one.get("step"), one["detail"]) for one in log] == [
+        ("wait", "for others who move devices"),
+        (None, "nothing was lent"),
+    ]
 
 
 def test_what_takes_no_time_has_no_line(host: SimulatedHost, log: list[dict[str, str]]) -> None:

@@ -87,8 +87,11 @@ def test_what_happened_before_a_crash_is_told_already(log: Log) -> None:
 def test_what_comes_before_the_first_step_is_told_where_it_is_noticed(log: Log) -> None:
     quick, slow = Report("prepare", "guest", GUEST), Report("prepare", began=time.monotonic() - 0.25)
     quick.started()
-    assert log.lines == []
+    quick.finish("lent")
+    assert len(log.lines) == 1
+    log.lines.clear()
     slow.started()
+    assert log.lines == []
     slow.finish("lent")
     first, last = (parse_line(line) or {} for line in log.lines)
     assert (first["step"], first["detail"]) == ("start", "the hook itself")

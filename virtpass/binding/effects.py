@@ -75,18 +75,17 @@ def nobody(*_: object) -> None:
     """Ignore what is told."""
 
 
-def tell_wait(tell: Tell, detail: str, began: float, step: str = "wait") -> None:
+def tell_wait(tell: Tell, detail: str, began: float) -> None:
     """Tell of a wait that has ended, unless it was too short to be noticed.
 
     Args:
-        tell: is told: `step`, for what, and how many seconds it took.
+        tell: is told: "wait", for what, and how many seconds it took.
         detail: for what.
         began: when, on the monotonic clock.
-        step: what took the time.
     """
     seconds = time.monotonic() - began
     if seconds >= NOTICED:
-        tell(step, detail, seconds)
+        tell("wait", detail, seconds)
 
 
 def gone(what: str, error: OSError) -> FailedError | OSError:

@@ -402,8 +402,8 @@ def process_text(host: Host, process: str, name: str) -> str:
     return content.decode("utf-8", "surrogateescape").strip()
 
 
-def runs_as_root(host: Host, process: str, programs: tuple[str, ...]) -> bool:
-    """Tell whether root, and nobody else, runs one of some programs in a process.
+def runs_as_root(host: Host, process: str, programs: tuple[str, ...] = ("",)) -> bool:
+    """Tell whether root, and nobody else, runs one of some programs in a process; by default any.
 
     A user may give a set-user-ID program any name and any arguments, and let it wait for his password. So all
     four user ids count, not only the effective one, whose is the directory in /proc. Some programs make all

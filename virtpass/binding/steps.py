@@ -52,7 +52,7 @@ _QUOTED = 200
 
 # Variables by which a program that was left behind is known, and how many bytes of them are read.
 _UUID, _EVENT = "VIRTPASS_UUID", "VIRTPASS_EVENT"
-_ENVIRONMENT_BYTES = 1 << 20
+_ENVIRONMENT_BYTES, _ENVIRONMENT_DEADLINE = 1 << 15, 2.0
 
 
 def _nobody(step: str, detail: str, seconds: float, problem: str, output: str) -> None:
@@ -130,12 +130,16 @@ def release(host: Host, fields: tuple[str, ...], tell: Tell = _nobody) -> None:
     except VirtpassError as error:
         raise ValueError(error.what) from error
     programs, refusals = _programs(host, RELEASE)
-    if programs:
-        _announce(host, uuid)
+    announced = _announce(host, uuid) if programs else None
     problems = [refusal.line for refusal in refusals]
     for program in programs:
         if problem := _run(host, program, RELEASE, fields, tell):
             problems.append(problem)
+    if announced is not None:
+        try:
+            announced.mark_undone([(RUNNING, uuid, RELEASE)])
+        except VirtpassError:
+            pass  # none of them is found by whoever waits for them
     if problems:
         raise FailedError(RELEASE_STEP, "; ".join(problems), _REMEDY)
 
@@ -147,13 +151,18 @@ def undoer(kind: str, tell: Tell = _nobody) -> Undo | None:
     return _wait if kind == RUNNING else None
 
 
-def _announce(host: Host, uuid: str) -> None:
-    """Record that programs of ``release.d`` are about to run, if that is possible: they run all the same."""
+def _announce(host: Host, uuid: str) -> Journal | None:
+    """Record that programs of ``release.d`` are about to run, if that is possible: they run all the same.
+
+    Returns:
+        the record; None when it was not possible.
+    """
     try:
         if journal := read_journal(host, uuid):
             journal.add((RUNNING, uuid, RELEASE))
     except VirtpassError:
-        pass
+        return None
+    return journal
 
 
 def _wait(host: Host, fields: tuple[str, ...]) -> None:
@@ -182,10 +191,14 @@ def _left(host: Host, uuid: str, event: str) -> list[int]:
         state = engine.living(host, process)
         if state is None or state[1] != int(process) or state[2] >= DEADLINE:
             continue
-        # Last, because reading it waits for whoever changes the memory map: of hardly any process.
-        if engine.runs_as_root(host, process, ("",)) and wanted.issubset(
-            (host.read_bytes(f"/proc/{process}/environ", _ENVIRONMENT_BYTES) or b"").split(b"\0")
-        ):
+        if not engine.runs_as_root(host, process):
+            continue
+        try:
+            # Last, and with a bound, because it waits for whoever changes the memory map.
+            content = host.read_device(f"/proc/{process}/environ", _ENVIRONMENT_BYTES, _ENVIRONMENT_DEADLINE)
+        except OSError:
+            continue  # it has ended, or says nothing
+        if wanted.issubset(content.split(b"\0")):
             found.append(int(process))
     return found
 

@@ -7,7 +7,7 @@ from virtpass.system.errors import UsageError
 
 _MEANINGS = {
     "display": {
-        "refuse": "a card that programs of the host use stays theirs, and the domain does not start",
+        "refuse": "a card that the host uses, or its last console, stays, and the domain does not start",
         "hand-over": "the desktop session on the card ends when the domain starts; unsaved work is lost",
     },
     "companions": {

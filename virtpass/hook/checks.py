@@ -13,6 +13,11 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
+_REACH = (
+    "start an SSH server, or let the screen go for this domain"
+    " (virtpass domain policy DOMAIN display=hand-over)"
+)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtpass.binding.tuning import Plan
@@ -93,7 +98,8 @@ def check(
         from virtpass.binding import reach
 
         # Without a hand-over nobody uses the card, but the console of the host may be on it.
-        warnings.insert(0, reach.refuse_last(host, lent, hands_over=checked.hands_over))
+        lost = reach.warning(host, lent) if checked.hands_over else reach.refuse_last(host, lent, _REACH)
+        warnings.insert(0, lost)
     # Last: it tells of the latest look at the programs.
     warnings.append(holders.unseen(host))
     checked.warning = "; ".join(one for one in warnings if one)

@@ -55,19 +55,25 @@ class Report:
 
     Attributes:
         domain, uuid: may be set when they are known.
+        is_open: whether something was told, but not yet of the whole.
     """
 
     def __init__(self, event: str, domain: str = "", uuid: str = "", began: float | None = None) -> None:
         self.event = event
         self.domain = domain
         self.uuid = uuid
+        self.is_open = False
         self._id = os.urandom(4).hex()
         self._began = time.monotonic() if began is None else began
         self._count = 0
+        self._start = 0.0
 
     def started(self) -> None:
-        """Tell of the time until the hand-over itself begins, unless that was too short to be noticed."""
-        effects.tell_wait(self.done, "the hook itself", self._began, "start")
+        """Note that the hand-over itself begins: the time until now is told with the first line after it.
+
+        Not at once: where nothing is to be done, nothing is told.
+        """
+        self._start = time.monotonic() - self._began
 
     def step(self, name: str, detail: str = "", *, is_brief: bool = False) -> Step:
         """Return a context whose duration is told as that of a step; an error in it as its failure.
@@ -89,7 +95,9 @@ class Report:
             problem: what went wrong; empty when nothing did.
             output: what a program said; the end of it is told.
         """
+        self._tell_start()
         self._count += 1
+        self.is_open = True
         self._send([("step", name), ("detail", detail)], seconds, problem, [("output", output[-LONGEST:])])
 
     def finish(self, detail: str = "", problem: str = "") -> None:
@@ -99,8 +107,15 @@ class Report:
             detail: what was done.
             problem: why it failed; empty when it did not.
         """
+        self._tell_start()
+        self.is_open = False
         seconds = time.monotonic() - self._began
         self._send([("detail", detail)], seconds, problem, [("steps", str(self._count))])
+
+    def _tell_start(self) -> None:
+        seconds, self._start = self._start, 0.0
+        if seconds >= effects.NOTICED:
+            self.done("start", "the hook itself", seconds)
 
     def _send(
         self, head: list[tuple[str, str]], seconds: float, problem: str, tail: list[tuple[str, str]]

@@ -44,8 +44,9 @@ from virtpass.system.recorded import RecordedHost
 _UNCALLED = ("absent", "not-executable")
 
 # How a step would go: as far as can be seen it succeeds; the start is refused there; it depends on programs
-# that are asked then, on a driver, or on what only root sees.
+# that are asked then, or on what is not seen now.
 OK, REFUSED, OPEN = "ok", "refused", "open"
+_RECORDS = "look at what is on record, and at the virtual functions that are to be made"
 _CHECK = "check the devices, their group, and who uses them"
 
 # Seconds that undoing one effect may take, by its kind.
@@ -119,12 +120,14 @@ def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
         return Rehearsal(request.name, request.uuid, (), None, is_ours=False)
     otherwise = "" if supposes_hook else _otherwise(host)
     found = [RehearsedStep("wait for others who move devices", engine.LOCK_DEADLINE)]
+    next_one = RehearsedStep(_RECORDS, verdict=REFUSED)
     try:
         left = _left_over(host, request)
         found += _to_give_back(host, request, left)
         freed = frozenset(journal.uuid for journal in left)
         makings = functions.needed(host, request.devices) if request.problem is None else []
         found += map(_to_make, makings)
+        next_one = RehearsedStep(_CHECK, holders.LOOK_DEADLINE, verdict=REFUSED)
         there = copy(request)
         coming = [address for making in makings for address in making.wanted]
         there.devices = [address for address in request.devices if address not in coming]
@@ -132,7 +135,7 @@ def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
         safety.refuse_lent(host, coming, request.uuid, freed=freed)
         found += _steps(host, there, checked, left, makings)
     except VirtpassError as error:
-        found.append(RehearsedStep(_CHECK, holders.LOOK_DEADLINE, verdict=REFUSED))
+        found.append(next_one)
         return Rehearsal(request.name, request.uuid, tuple(found), error, otherwise)
     warning = "; ".join(one for one in (checked.warning, otherwise) if one)
     return Rehearsal(request.name, request.uuid, tuple(found), None, warning)
@@ -201,7 +204,9 @@ def _steps(
     """Return what would be done from the checks on."""
     lent = [*request.devices, *checked.companions]
     asked = display.stoppable(host, lent) if checked.hands_over else Asked([], [], [])
-    found = [RehearsedStep(_CHECK, _check_bound(asked))]
+    # What is given back first looks otherwise by then.
+    is_seen = not left and (_sees_all() or isinstance(host, RecordedHost))
+    found = [RehearsedStep(_CHECK, _check_bound(asked), verdict=OK if is_seen else OPEN)]
     if not host.exists(f"{sysfs.DRIVERS}/{engine.VFIO}"):
         found.append(RehearsedStep("load the modules of VFIO", engine.MODULE_DEADLINE))
     if checked.tuning is not None:
@@ -232,9 +237,14 @@ def _steps(
         ]
         found += [RehearsedStep(str(move), engine.DEADLINE) for move in first]
         found.append(RehearsedStep("keep modprobe from loading NVIDIA's modules again"))
-        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE) for name in unloaded]
+        found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE, verdict=OPEN) for name in unloaded]
         moves = [move for move in moves if move[1] == engine.PROBE]
     return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
+
+
+def _sees_all() -> bool:
+    """Tell whether what everybody's programs have open is seen."""
+    return os.geteuid() == 0
 
 
 def _give_back_bound(host: Host, journal: Journal) -> float:

@@ -241,9 +241,14 @@ TABLE: tuple[tuple[str, Keep], ...] = (
     ("/sys/fs/cgroup/{user.slice,system.slice,machine.slice,init.scope}/cpuset.cpus", _attribute),
     ("/sys/fs/cgroup/{user.slice,system.slice,machine.slice,init.scope}", _present),
     (
-        "/sys/fs/cgroup/system.slice/{ssh.service,sshd.service,*dm.service,greetd.service,nvidia-*.service}",
+        "/sys/fs/cgroup/system.slice/{ssh,sshd,dropbear,cockpit,*dm,greetd,nvidia-*}.service",
         _present,
     ),
+    (
+        "/etc/systemd/system/{multi-user,sockets}.target.wants/{ssh,sshd,dropbear,cockpit}.{service,socket}",
+        _present,
+    ),
+    ("{/etc/systemd/system,/run/systemd/generator}/getty.target.wants/serial-getty@*", _present),
     ("/sys/fs/cgroup/system.slice/system-getty.slice/getty@*", _present),
     ("/sys/fs/cgroup/system.slice/system-serial\\x2dgetty.slice/*", _present),
     # bootloader
