@@ -324,13 +324,12 @@ class Pulled(SimulatedHost):
 @pytest.mark.parametrize("at", range(6))
 def test_a_device_that_vanishes_while_it_is_lent_stops_that(host: SimulatedHost, at: int) -> None:
     pulled = Pulled(host.root, at)
-    try:
+    with pytest.raises(FailedError) as failed:
         lend(pulled, CARD, NIC)
-    except FailedError as error:
-        assert error.what.startswith(f"{NIC}: ") or error.what.startswith(f"{NIC} could not be bound")
-        assert "not everything" not in error.what
-        assert journals(host) == []
-        assert host.state()[CARD] == ("bochs-drm", "(null)")
+    assert failed.value.what.startswith((f"{NIC}: ", f"{NIC} could not be bound"))
+    assert "not everything" not in failed.value.what
+    assert journals(host) == []
+    assert host.state()[CARD] == ("bochs-drm", "(null)")
     assert NIC not in host.state()
 
 
