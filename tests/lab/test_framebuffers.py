@@ -136,7 +136,8 @@ def test_a_card_that_shows_the_console_is_refused_without_a_hand_over(
     (line,) = [line for line in refused.error_text.splitlines() if "virtpass: " in line]
     assert line.endswith(
         f"virtpass: {CARD} shows the console of this host, on the framebuffer of the firmware"
-        f" ({FRAMEBUFFER}); let it go for this domain (virtpass domain policy DOMAIN display=hand-over)"
+        f" ({FRAMEBUFFER}); give it to a domain that may have the display"
+        " (virtpass domain policy DOMAIN display=hand-over)"
     )
     assert (guest.state(), screen_of(host)) == ("shut off", before)
 

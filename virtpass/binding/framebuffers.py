@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     Range = tuple[int, int]
 
 FRAMEBUFFER = "framebuffer"
+# What to do with a card that only a hand-over may take.
+GIVE_DISPLAY = (
+    "give it to a domain that may have the display (virtpass domain policy DOMAIN display=hand-over)"
+)
 DEADLINE = 10.0
 
 _DRIVERS = "/sys/bus/platform/drivers"
@@ -103,7 +107,7 @@ def refuse_in_the_way(host: Host, addresses: list[PciAddress], *, hands_over: bo
             raise RefusedError(
                 "framebuffer",
                 f"{card} shows the console of this host, on the framebuffer of the firmware ({device})",
-                "let it go for this domain (virtpass domain policy DOMAIN display=hand-over)",
+                GIVE_DISPLAY,
             )
         if driver == _SIMPLE and not _is_evicted(host, card):
             raise RefusedError(

@@ -26,13 +26,12 @@ _OF_FIRMWARE = "-framebuffer."
 _DISPLAY_CLASS = 3
 
 
-def refuse_last(host: Host, addresses: list[PciAddress], remedy: str) -> str:
+def refuse_last(host: Host, addresses: list[PciAddress]) -> str:
     """Refuse devices that take the last way to the host along.
 
     Args:
         host: the host.
         addresses: all devices that go together.
-        remedy: what to do about it.
 
     Returns:
         what to tell where it is not known who else can log in, as without systemd; else empty.
@@ -42,8 +41,11 @@ def refuse_last(host: Host, addresses: list[PciAddress], remedy: str) -> str:
     """
     lost = warning(host, addresses)
     if lost and host.exists(_SERVICES):
-        what = "the last screen of this host would go, and no SSH server was found"
-        raise RefusedError("last-console", f"{what}: nobody could log in any more", remedy)
+        raise RefusedError(
+            "last-console",
+            "the last screen of this host would go, and no SSH server was found: nobody could log in then",
+            f"start an SSH server, or {framebuffers.GIVE_DISPLAY}",
+        )
     return lost
 
 

@@ -13,11 +13,6 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.errors import RefusedError
 from virtpass.system.host import Host
 
-_REACH = (
-    "start an SSH server, or let the screen go for this domain"
-    " (virtpass domain policy DOMAIN display=hand-over)"
-)
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from virtpass.binding.tuning import Plan
@@ -98,7 +93,7 @@ def check(
         from virtpass.binding import reach
 
         # Without a hand-over nobody uses the card, but the console of the host may be on it.
-        lost = reach.warning(host, lent) if checked.hands_over else reach.refuse_last(host, lent, _REACH)
+        lost = reach.warning(host, lent) if checked.hands_over else reach.refuse_last(host, lent)
         warnings.insert(0, lost)
     # Last: it tells of the latest look at the programs.
     warnings.append(holders.unseen(host))

@@ -43,7 +43,7 @@ def detach(connection: Connection, host: Host, addresses: Collection[PciAddress]
         moving = [one for one in leaving_order(addresses) if not sysfs.is_on_vfio(host, one)]
         safety.refuse_in_use(host, moving)
         framebuffers.refuse_in_the_way(host, moving, hands_over=False)
-        reach.refuse_last(host, moving, "start an SSH server first")
+        reach.refuse_last(host, moving)
         # A signal between two devices would leave one of them behind.
         with held() as interrupts:
             try:
