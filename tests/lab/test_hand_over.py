@@ -6,6 +6,7 @@ afterwards what they were before.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 CARD, AUDIO, NIC, TWIN = topology.CARD, topology.CARD_AUDIO, topology.NIC, topology.SECOND_NIC
 LENT = ("vfio-pci", "vfio-pci")
-ROUNDS = 8
+# Those of libvirt itself take ten seconds each; test_survival.py has two hundred calls of the hook.
+ROUNDS = int(os.environ.get("VIRTPASS_LAB_ROUNDS", "8"))
 # So many of them until the daemon has all its threads, and how many KiB it may grow in the others.
 WARM_UP, GROWTH = 3, 4096
 
