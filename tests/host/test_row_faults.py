@@ -25,7 +25,8 @@ from virtpass.system.host import Host
 __all__ = ["images_are_lists"]
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.usefixtures("images_are_lists")]
 
-DEATHS = ("before", "within", "after")
+# An error, and a death before, within and after an effect.
+KINDS = ("EIO", "before", "within", "after")
 
 
 @pytest.fixture
@@ -61,9 +62,12 @@ def planned(host: Host, row: Row, operation: str) -> HostPlan:
     return undo
 
 
-def cut_offs(effects: int) -> Sequence[tuple[int, str]]:
-    """Return each effect with an error, and with a death before, within and after in turn."""
-    return [one for at in range(1, effects + 1) for one in ((at, "EIO"), (at, DEATHS[at % len(DEATHS)]))]
+def cut_offs(effects: int, turn: int) -> Sequence[tuple[int, str]]:
+    """Return each effect with one of the kinds, another one at each turn.
+
+    The hosts are many and their transactions alike: each kind meets each part of these on several hosts.
+    """
+    return [(at, KINDS[(at + turn) % len(KINDS)]) for at in range(1, effects + 1)]
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults
     assert (choice_before != choice_after) == ("trial" in operation)
     assert faults.count > 10
     now = after
-    for at, kind in cut_offs(faults.count):
+    for at, kind in cut_offs(faults.count, CASES.index((row, operation)) // 2):
         if now != before:
             shutil.rmtree(root)
             shutil.copytree(start, root, symlinks=True)

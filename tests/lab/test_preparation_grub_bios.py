@@ -13,9 +13,10 @@ from .preparation import (
     WISHES,
     as_documented,
     host,
+    images,
+    left_and_taken_back,
     on_trial,
     status,
-    there_and_back,
     tree,
     trial_taken_back,
 )
@@ -57,16 +58,15 @@ def test_it_boots_as_its_own_bootloader_is_told(grub_bios: Machine) -> None:
     as_documented(grub_bios)
 
 
-def test_applied_booted_left_by_the_fallback_and_taken_back(grub_bios: Machine) -> None:
-    there_and_back(grub_bios)
-
-
 def test_a_trial_that_is_taken_back_is_not_booted(grub_bios: Machine) -> None:
     trial_taken_back(grub_bios)
 
 
-def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(grub_bios: Machine) -> None:
+def test_a_trial_is_over_after_a_power_cut_lasts_when_confirmed_and_is_taken_back(grub_bios: Machine) -> None:
+    """What is applied at once is booted by `grub_uefi`, and by the setup of a whole host."""
+    before, images_before = tree(grub_bios), images(grub_bios)
     on_trial(grub_bios)
+    left_and_taken_back(grub_bios, before, images_before)
 
 
 def applying(machine: Machine) -> Job:

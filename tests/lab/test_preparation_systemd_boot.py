@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .machine import Machine
-from .preparation import as_documented, on_trial, there_and_back, trial_taken_back
+from .preparation import as_documented, host, on_trial, there_and_back, tree, trial_taken_back
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -23,4 +23,8 @@ def test_a_trial_that_is_taken_back_is_not_booted(systemd_boot: Machine) -> None
 
 
 def test_a_trial_is_over_after_a_power_cut_and_lasts_when_confirmed(systemd_boot: Machine) -> None:
+    before = tree(systemd_boot)
     on_trial(systemd_boot)
+    # What is reverted is booted in the first test.
+    host(systemd_boot, "revert", "--yes").check()
+    assert tree(systemd_boot) == before
