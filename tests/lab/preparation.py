@@ -177,7 +177,7 @@ def trial_taken_back(machine: Machine) -> None:
 
 
 def on_trial(machine: Machine) -> None:
-    """Try in one boot that a power cut ends, again and confirmed, and boot what lasts. Raises AssertionError."""
+    """Try in one boot that a power cut ends, confirm a second one, and boot that. Raises AssertionError."""
     loader = bootloader.of(machine)
     assert "nothing is on trial" in host(machine, "confirm", "--yes").error_text
     host(machine, "apply", *WISHES, "--trial", "--yes").check()
