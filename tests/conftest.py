@@ -24,6 +24,9 @@ LONGEST = (
     "test_desktop.py",
     "test_services.py",
     "test_faults.py",
+    "test_functions.py",
+    "test_processors.py",
+    "test_framebuffers.py",
 )
 
 
