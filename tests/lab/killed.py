@@ -110,3 +110,10 @@ def accesses(result: Result) -> list[str]:
     """Return what a hook has accessed, in order; at last what it was killed before."""
     lines = result.error_text.splitlines()
     return [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+
+
+def telling(accessed: list[str], alike: str) -> list[int]:
+    """Return before which accesses to kill: of those with the text `alike` only the first and the last."""
+    many = [number for number, one in enumerate(accessed) if alike in one]
+    assert len(many) > 2
+    return [number for number in range(len(accessed)) if number not in many[1:-1]]

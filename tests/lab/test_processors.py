@@ -15,7 +15,7 @@ import pytest
 from . import topology
 from .confinement import assert_confined, assert_nothing_denied
 from .guest import Guest, domain_xml
-from .killed import NEVER, accesses, killed
+from .killed import NEVER, accesses, killed, telling
 from .machine import Machine, Result
 from .virtpass import journals, prepare, release, virtpass
 
@@ -195,24 +195,17 @@ def test_recover_undoes_what_a_hook_did_wherever_it_was_killed(machine: Machine,
     release(machine, small_guest.name).check()
     accessed = accesses(lend())
     release(machine, small_guest.name).check()
-    for access in telling(accessed):
+    for access in telling(accessed, "/proc/irq/"):
         make_good("prepare", access, accessed)
     lend()
     accessed = accesses(run("release", NEVER).check())
-    for access in telling(accessed):
+    for access in telling(accessed, "/proc/irq/"):
         lend()
         make_good("release", access, accessed)
     # It was killed when nothing was done yet, when all was, and in between: with one unit of three.
     assert (ALL, ["schedutil", "powersave"]) in seen
     assert (FIRST_ONLY, ["schedutil", "performance"]) in seen
     assert any(one not in (ALL, FIRST_ONLY) for one, _ in seen)
-
-
-def telling(accessed: list[str]) -> list[int]:
-    """Return before which accesses to kill: all but those to interrupts between the first and the last."""
-    moves = [number for number, one in enumerate(accessed) if "/proc/irq/" in one]
-    assert len(moves) > 2
-    return [number for number in range(len(accessed)) if number not in moves[1:-1]]
 
 
 def test_what_the_administrator_allows_comes_back(machine: Machine, small_guest: Guest) -> None:

@@ -90,8 +90,7 @@ def give(guest: Guest, *addresses: str) -> None:
 @pytest.fixture
 def extra(machine: Machine) -> Iterator[str]:
     """One more NIC, in a slot from which it can be pulled."""
-    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
-    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    plug_in(machine)
     yield PLUGGED
     if PLUGGED in machine.pci():
         machine.unplug("extra")
@@ -107,8 +106,7 @@ def test_a_device_is_pulled_out_while_a_guest_has_it(machine: Machine, guest: Gu
     give(guest, NIC, extra)
     guest.start().check()
     assert machine.state()[NIC] == machine.state()[extra] == LENT
-    machine.unplug("extra", timeout=120)
-    machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+    pull(machine)
     guest.destroy()
     machine.wait_until(lambda: machine.state() == others, "the other NIC is back")
     assert journals(machine) == []
@@ -117,8 +115,7 @@ def test_a_device_is_pulled_out_while_a_guest_has_it(machine: Machine, guest: Gu
     assert extra in refused.error_text
     assert machine.state() == others
     # For whoever looks what this test has left.
-    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
-    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    plug_in(machine)
 
 
 def test_a_device_is_pulled_out_while_it_is_handed_over(machine: Machine, guest: Guest, extra: str) -> None:
@@ -130,8 +127,7 @@ def test_a_device_is_pulled_out_while_it_is_handed_over(machine: Machine, guest:
     try:
         start = machine.begin(["virsh", "start", guest.name], timeout=180)
         machine.wait_until(lambda: machine.run(["test", "-e", WAITING]).status == 0, "the checks are over")
-        machine.unplug("extra", timeout=120)
-        machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+        pull(machine)
         machine.run(["touch", GO]).check()
         failed = start.wait()
     finally:
@@ -141,8 +137,7 @@ def test_a_device_is_pulled_out_while_it_is_handed_over(machine: Machine, guest:
     assert guest.state() == "shut off"
     machine.wait_until(lambda: machine.state() == others, "the other NIC is back")
     assert journals(machine) == []
-    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
-    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    plug_in(machine)
 
 
 @pytest.mark.parametrize("access", DURING_A_START.values(), ids=DURING_A_START.keys())
@@ -165,7 +160,7 @@ def test_a_device_is_pulled_out_between_the_writes_of_a_start(
     assert guest.state() == "shut off"
     assert machine.state() == others | {NIC: HOME}
     assert journals(machine) == []
-    plug_again(machine)
+    plug_in(machine)
     prepare(machine, guest.name).check()
     assert machine.state()[NIC] == machine.state()[PLUGGED] == LENT
     release(machine, guest.name).check()
@@ -189,7 +184,7 @@ def test_a_device_is_pulled_out_between_the_writes_of_a_stop(
     assert ended.status == 0, str(ended)
     assert machine.state() == others | {NIC: HOME}
     assert journals(machine) == []
-    plug_again(machine)
+    plug_in(machine)
 
 
 def nothing_was_waited_for(machine: Machine) -> bool:
@@ -206,8 +201,8 @@ def pull(machine: Machine) -> dict[str, tuple[str, str]]:
     return machine.state()
 
 
-def plug_again(machine: Machine) -> None:
-    """Plug the NIC in again: the host has it as before."""
+def plug_in(machine: Machine) -> None:
+    """Plug the NIC in, perhaps again: the host has it with its driver."""
     machine.plug("e1000e", "extra", topology.EMPTY_PORT)
     machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
     assert machine.state()[PLUGGED] == HOME
@@ -215,8 +210,7 @@ def plug_again(machine: Machine) -> None:
 
 def test_another_device_at_the_address_is_not_taken(machine: Machine, guest: Guest, extra: str) -> None:
     give(guest, extra)
-    machine.unplug("extra", timeout=120)
-    machine.wait_until(lambda: extra not in machine.pci(), "the NIC is gone")
+    pull(machine)
     machine.plug("igb", "extra", topology.EMPTY_PORT)
     machine.wait_until(
         lambda: extra in machine.pci() and machine.driver(extra) == "igb", "the other NIC has its driver"
@@ -225,10 +219,8 @@ def test_another_device_at_the_address_is_not_taken(machine: Machine, guest: Gue
     assert refused.status != 0
     assert f"{extra} is 8086:10c9" in refused.error_text
     assert machine.driver(extra) == "igb"
-    machine.unplug("extra", timeout=120)
-    machine.wait_until(lambda: extra not in machine.pci(), "it is gone")
-    machine.plug("e1000e", "extra", topology.EMPTY_PORT)
-    machine.wait_until(lambda: has_driver(machine), "the NIC has its driver")
+    pull(machine)
+    plug_in(machine)
 
 
 def test_a_nic_is_plugged_into_a_running_guest_by_virsh_and_out(machine: Machine, guest: Guest) -> None:

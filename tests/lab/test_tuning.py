@@ -11,7 +11,7 @@ import pytest
 
 from . import topology
 from .guest import Guest, domain_xml
-from .killed import NEVER, accesses, killed
+from .killed import NEVER, accesses, killed, telling
 from .machine import Machine
 from .virtpass import HOOK, journals, release, virtpass
 
@@ -175,9 +175,9 @@ def test_steps_are_undone_as_documented_wherever_the_hook_was_killed(
     assert ran(whole) == [f"{PREPARE} {name}" for name in names]
     given_back = accesses(killed(machine, guest, RELEASE, NEVER).check())
     assert ran(given_back) == undone
-    for number in telling(whole):
+    for number in telling(whole, "write_attribute "):
         make_good(PREPARE, whole, number)
-    for number in telling(given_back):
+    for number in telling(given_back, "write_attribute "):
         lend()
         make_good(RELEASE, given_back, number)
 
@@ -191,13 +191,6 @@ def ran(accessed: list[str]) -> list[str]:
     """Return the steps among accesses: event and name of each."""
     paths = [one.split()[0].split("/") for one in accessed if one.startswith(STEPS)]
     return [f"{directory.removesuffix('.d')} {name}" for *_, directory, name in paths]
-
-
-def telling(accessed: list[str]) -> list[int]:
-    """Return before which accesses to kill: all but those to the device between the first and the last."""
-    writes = [number for number, one in enumerate(accessed) if one.startswith("write_attribute")]
-    assert len(writes) > 2
-    return [number for number in range(len(accessed)) if number not in writes[1:-1]]
 
 
 @pytest.mark.parametrize("event", [PREPARE, RELEASE])

@@ -24,7 +24,7 @@ import _socket
 import os
 import time
 
-from virtpass.binding import effects
+from virtpass.binding.effects import NOTICED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Report:
 
     def _tell_start(self) -> None:
         seconds, self._start = self._start, 0.0
-        if seconds >= effects.NOTICED:
+        if seconds >= NOTICED:
             self.done("start", "the hook itself", seconds)
 
     def _send(
@@ -158,7 +158,7 @@ class Step:
         """Tell how long it took and what went wrong; the error goes on."""
         problem = "" if error is None else str(error) or type(error).__name__
         seconds = time.monotonic() - self._began
-        if problem or not self._is_brief or seconds >= effects.NOTICED:
+        if problem or not self._is_brief or seconds >= NOTICED:
             self._report.done(self._name, self.detail, seconds, problem)
 
 
