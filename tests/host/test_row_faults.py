@@ -95,6 +95,11 @@ def chosen(host: Host, loader: Loader | None) -> str | None:
 
 @pytest.mark.parametrize(("row", "operation"), CASES, ids=lambda one: getattr(one, "name", one))
 def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults) -> None:
+    cut_off_anywhere(row, operation, memory, faults, turn=CASES.index((row, operation)) // 2)
+
+
+def cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults, *, turn: int) -> None:
+    """Cut the operation off at each of its effects, and assert that recovery leaves a whole host."""
     start, root = memory / "start", memory / "root"
     host = Host(str(root))
     ready(row, root)
@@ -113,7 +118,7 @@ def test_cut_off_anywhere(row: Row, operation: str, memory: Path, faults: Faults
     assert (choice_before != choice_after) == ("trial" in operation)
     assert faults.count > 10
     now = after
-    for at, kind in cut_offs(faults.count, CASES.index((row, operation)) // 2):
+    for at, kind in cut_offs(faults.count, turn):
         if now != before:
             shutil.rmtree(root)
             shutil.copytree(start, root, symlinks=True)
