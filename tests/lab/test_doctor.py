@@ -217,47 +217,53 @@ def test_the_doctor_agrees_with_libvirt_s_own(all_amd: Machine) -> None:
     agree(all_amd, set())
 
 
-@pytest.mark.parametrize(
-    ("flavour", "argument", "lacking"),
-    [
-        (topology.AMD, "amd_iommu=off", {"iommu"}),
-        # Its processor cannot virtualize.
-        (topology.INTEL, "intel_iommu=off", {"iommu", "cpu-virtualization"}),
-    ],
-    ids=["iommu-off", "nothing-there"],
-)
-def test_they_agree_on_what_is_not_there(
-    package: Path, flavour: topology.Flavour, argument: str, lacking: set[str]
-) -> None:
-    with Machine(image.ready(), flavour=flavour, kernel_arguments=[argument]) as machine:
+def agree_on_its_absence(machine: Machine, argument: str, lacking: set[str]) -> None:
+    """Show that they `agree` where a kernel argument has switched the IOMMU off."""
+    agree(machine, lacking)
+    (seen,) = outcomes(machine)["iommu"]["findings"]
+    assert f"the kernel runs with {argument}" in seen["evidence"]
+    # Mended it is the machine of the test before.
+    assert seen["fix"] == "take that argument out of the bootloader's configuration, then reboot"
+    assert outcomes(machine)["group-isolation"]["verdict"] == "cannot tell"
+    assert virtpass(machine, "doctor").status == 1
+
+
+def test_they_agree_on_an_iommu_that_is_off(package: Path) -> None:
+    argument = "amd_iommu=off"
+    with Machine(image.ready(), flavour=topology.AMD, kernel_arguments=[argument]) as machine:
         machine.install(package)
-        agree(machine, lacking)
-        (seen,) = outcomes(machine)["iommu"]["findings"]
-        assert f"the kernel runs with {argument}" in seen["evidence"]
-        # Mended it is the machine of the test before.
-        assert seen["fix"] == "take that argument out of the bootloader's configuration, then reboot"
-        assert outcomes(machine)["group-isolation"]["verdict"] == "cannot tell"
-        assert virtpass(machine, "doctor").status == 1
+        agree_on_its_absence(machine, argument, {"iommu"})
 
 
-def test_a_hook_with_a_wrong_label(package: Path) -> None:
+@pytest.fixture(scope="module")
+def other(package: Path) -> Iterator[Machine]:
+    """A machine whose processor cannot virtualize, without IOMMU, and with SELinux for AppArmor."""
+    arguments = ["intel_iommu=off", "lsm=lockdown,yama,selinux"]
+    with Machine(image.ready(), flavour=topology.INTEL, kernel_arguments=arguments) as machine:
+        machine.install(package)
+        yield machine
+
+
+def test_they_agree_on_what_is_not_there(other: Machine) -> None:
+    agree_on_its_absence(other, "intel_iommu=off", {"iommu", "cpu-virtualization"})
+
+
+def test_a_hook_with_a_wrong_label(other: Machine) -> None:
     """A kernel with SELinux that enforces, and labels on the disk; nobody has given it rules, though."""
-    with Machine(image.ready(), kernel_arguments=["lsm=lockdown,yama,selinux"]) as machine:
-        machine.install(package)
-        virtpass(machine, "hook", "install").check()
-        assert outcomes(machine)["hook-runs"]["verdict"] == "pass"
-        shell(machine, "mount -t selinuxfs none /sys/fs/selinux && echo 1 >/sys/fs/selinux/enforce").check()
-        restorecon = "sudo restorecon -Rv /etc/libvirt/hooks"
-        for label, verdict, fix in (
-            ("", "cannot tell", restorecon),
-            ("unconfined_u:object_r:etc_t:s0", "fail", restorecon),
-            ("system_u:object_r:virt_hook_t:s0", "pass", None),
-        ):
-            if label:
-                set_label = f"import os; os.setxattr({HOOK!r}, 'security.selinux', b'{label}\\0')"
-                machine.run(["python3", "-c", set_label]).check()
-            seen = finding(machine, "hook-runs")
-            assert (seen["verdict"], seen["fix"]) == (verdict, fix), seen
+    virtpass(other, "hook", "install").check()
+    assert outcomes(other)["hook-runs"]["verdict"] == "pass"
+    shell(other, "mount -t selinuxfs none /sys/fs/selinux && echo 1 >/sys/fs/selinux/enforce").check()
+    restorecon = "sudo restorecon -Rv /etc/libvirt/hooks"
+    for label, verdict, fix in (
+        ("", "cannot tell", restorecon),
+        ("unconfined_u:object_r:etc_t:s0", "fail", restorecon),
+        ("system_u:object_r:virt_hook_t:s0", "pass", None),
+    ):
+        if label:
+            set_label = f"import os; os.setxattr({HOOK!r}, 'security.selinux', b'{label}\\0')"
+            other.run(["python3", "-c", set_label]).check()
+        seen = finding(other, "hook-runs")
+        assert (seen["verdict"], seen["fix"]) == (verdict, fix), seen
 
 
 # The last one: the card behind the bridge stays.

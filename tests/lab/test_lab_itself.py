@@ -117,12 +117,3 @@ def test_what_needs_dma_works(bare_machine: Machine) -> None:
     bare_machine.run(["dd", "of=/dev/nvme0n1", "bs=1M", "oflag=direct"], written).check()
     read = ["dd", "if=/dev/nvme0n1", "bs=1M", "count=1", "iflag=direct"]
     assert bare_machine.run(read).check().stdout == written
-
-
-def test_a_power_cut_loses_what_was_not_written(bare_machine: Machine) -> None:
-    bare_machine.put("written", "/root/written")
-    bare_machine.run(["sync"]).check()
-    bare_machine.put("lost", "/run/lost")
-    bare_machine.reset()
-    assert bare_machine.get("/root/written") == b"written"
-    assert bare_machine.run(["test", "-e", "/run/lost"]).status == 1

@@ -14,5 +14,5 @@ def test_it_boots_as_its_own_bootloader_is_told(grub_uefi: Machine) -> None:
     as_documented(grub_uefi)
 
 
-def test_applied_booted_left_by_the_fallback_and_taken_back(grub_uefi: Machine) -> None:
+def test_applied_booted_and_taken_back(grub_uefi: Machine) -> None:
     there_and_back(grub_uefi)
