@@ -9,7 +9,6 @@ Imported by the hook: the imports here are on its allow-list.
 
 from __future__ import annotations
 
-import os
 import time
 
 from virtpass.binding import effects
@@ -17,7 +16,7 @@ from virtpass.binding.effects import nobody, tell_wait
 from virtpass.binding.journal import Home, Journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.system import waiting
+from virtpass.system import processes, waiting
 from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
 from virtpass.system.worker import NoAnswer, first_parent
@@ -45,8 +44,6 @@ ORPHANS, _STUCK_ORPHANS = 15.0, 0.5
 _ORPHAN_AGE = 300.0
 # What runs hooks and commands, whichever version: `python3.11`.
 _PYTHON = "python"
-# Of a file about a process.
-_PROCESS_BYTES = 4096
 
 # Once to give back, once to see that nothing is left; more when something was written late.
 _ATTEMPTS = 4
@@ -371,55 +368,14 @@ def orphans(host: Host) -> list[int]:
     """Return the processes that `has_orphans` is about."""
     found = []
     for name in host.names("/proc"):
-        made_by = first_parent(process_text(host, name, "comm")) if name.isdigit() else None
+        made_by = first_parent(processes.text(host, name, "comm")) if name.isdigit() else None
         # Everybody may call a process of his as he likes.
-        if made_by is None or not runs_as_root(host, name, (_PYTHON,)):
+        if made_by is None or not processes.runs_as_root(host, name, (_PYTHON,)):
             continue
-        state = living(host, name)
-        if state is not None and state[0] != made_by and state[2] < _ORPHAN_AGE:
+        child = processes.find(host, name)
+        if child is not None and child.parent != made_by and child.age(host) < _ORPHAN_AGE:
             found.append(int(name))
     return found
-
-
-def living(host: Host, process: str) -> tuple[int, int, float] | None:
-    """Return of a process its parent, its session and its age in seconds; None when it does nothing more."""
-    # Fields after the name in brackets: the state, the parent, the group, the session, and as the twentieth
-    # the time of the start in ticks since the boot. A zombie writes no more.
-    _, _, rest = process_text(host, process, "stat").rpartition(")")
-    fields = rest.split()
-    if len(fields) < 20 or fields[0] in ("Z", "X"):
-        return None
-    uptime = float((host.read("/proc/uptime") or "0").split()[0])
-    return int(fields[1]), int(fields[3]), uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def process_text(host: Host, process: str, name: str) -> str:
-    """Return the beginning of a file in the directory of a process in /proc; empty when it has ended.
-
-    What a process says of itself, such as its ``cmdline``, may be as long as it likes.
-    """
-    content = host.read_bytes(f"/proc/{process}/{name}", _PROCESS_BYTES) or b""
-    return content.decode("utf-8", "surrogateescape").strip()
-
-
-def runs_as_root(host: Host, process: str, programs: tuple[str, ...] = ("",)) -> bool:
-    """Tell whether root, and nobody else, runs one of some programs in a process; by default any.
-
-    A user may give a set-user-ID program any name and any arguments, and let it wait for his password. So all
-    four user ids count, not only the effective one, whose is the directory in /proc. Some programs make all
-    of them root's before they ask, such as sudo; so the file that is executed counts as well.
-
-    Args:
-        host: the host.
-        process: its number.
-        programs: how the names of their files begin.
-    """
-    if not (host.link_name(f"/proc/{process}/exe") or "").startswith(programs):
-        return False
-    for line in process_text(host, process, "status").splitlines():
-        if line.startswith("Uid:"):
-            return set(line.split()[1:]) <= {"0", str(os.geteuid())}
-    return False
 
 
 def lasting(problems: list[VirtpassError]) -> list[VirtpassError]:

@@ -12,7 +12,7 @@ from virtpass.binding import engine
 from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
-from virtpass.system import waiting
+from virtpass.system import processes, waiting
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
@@ -198,10 +198,10 @@ def _wait_until_settled(host: Host, name: str) -> bool:
 def _is_being_removed(host: Host, name: str) -> bool:
     """Tell whether root runs an rmmod that is to unload a module."""
     for process in host.names("/proc"):
-        if not process.isdigit() or engine.process_text(host, process, "comm") != "rmmod":
+        if not process.isdigit() or processes.text(host, process, "comm") != "rmmod":
             continue
-        words = engine.process_text(host, process, "cmdline").split("\0")
-        if name in words and engine.runs_as_root(host, process, _RMMOD):
+        words = processes.text(host, process, "cmdline").split("\0")
+        if name in words and processes.runs_as_root(host, process, _RMMOD):
             return True
     return False
 

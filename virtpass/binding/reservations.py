@@ -14,6 +14,7 @@ import os
 from virtpass.binding.journal import Journal, journals, read_journal
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
+from virtpass.system import processes
 from virtpass.system.errors import VirtpassError
 from virtpass.system.host import Host
 
@@ -24,7 +25,7 @@ _PROCESSES = "/run/libvirt/qemu"
 def starter(host: Host) -> tuple[int, int] | None:
     """Return process and start time of the daemon that runs this hook; None when that cannot be read."""
     parent = os.getppid()
-    started = host.started(parent)
+    started = processes.started(host, parent)
     return None if started is None else (parent, started)
 
 
@@ -67,8 +68,8 @@ def _has_process(host: Host, journal: Journal) -> bool:
         return False
     text = host.read(path) or ""
     # What cannot be read counts as a process; so does another one that has the number by now.
-    return not text.isdigit() or host.started(int(text)) is not None
+    return not text.isdigit() or processes.find(host, text) is not None
 
 
 def _lives(host: Host, process: int, started: int) -> bool:
-    return host.started(process) == started
+    return processes.started(host, process) == started

@@ -20,11 +20,10 @@ import os
 import stat
 import time
 
-from virtpass.binding import engine
 from virtpass.binding.effects import RELEASE_STEP, STEPS_DIRECTORY
 from virtpass.binding.journal import Journal, is_uuid, read_journal
 from virtpass.pci.address import PciAddress
-from virtpass.system import waiting
+from virtpass.system import processes, waiting
 from virtpass.system.errors import FailedError, RefusedError, VirtpassError
 from virtpass.system.host import Host
 
@@ -188,10 +187,10 @@ def _left(host: Host, uuid: str, event: str) -> list[int]:
     wanted = {f"{_UUID}={uuid}".encode(), f"{_EVENT}={event}".encode()}
     found = []
     for process in filter(str.isdecimal, host.names("/proc")):
-        state = engine.living(host, process)
-        if state is None or state[1] != int(process) or state[2] >= DEADLINE:
+        program = processes.find(host, process)
+        if program is None or program.session != int(process) or program.age(host) >= DEADLINE:
             continue
-        if not engine.runs_as_root(host, process):
+        if not processes.runs_as_root(host, process):
             continue
         try:
             # Last, and with a bound, because it waits for whoever changes the memory map.

@@ -23,6 +23,7 @@ from virtpass.hook.report import Report
 from virtpass.hook.request import Request, parse_request
 from virtpass.pci import sysfs
 from virtpass.pci.address import PciAddress
+from virtpass.system import processes
 from virtpass.system.errors import FailedError, VirtpassError, one_line
 from virtpass.system.host import Host
 
@@ -65,10 +66,8 @@ def main(arguments: list[str]) -> int:
 def _began(host: Host) -> float:
     """Return when this process began, on the monotonic clock: what comes before Python counts too."""
     now = time.monotonic()
-    ticks = host.started(os.getpid())
-    if ticks is None:
-        return now
-    return now - max(time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+    this = processes.find(host, os.getpid())
+    return now if this is None else now - this.age(host)
 
 
 def run(host: Host, operation: str, xml: bytes, began: float | None = None) -> int:

@@ -58,6 +58,7 @@ MODULES = (
     "system/errors.py",
     "system/host.py",
     "system/own_files.py",
+    "system/processes.py",
     "system/program.py",
     "system/waiting.py",
     "system/worker.py",

@@ -11,6 +11,7 @@ from virtpass.system import waiting
 from virtpass.system.device_users import Node, users
 from virtpass.system.errors import FailedError
 from virtpass.system.own_files import OwnFiles, only_root_writes
+from virtpass.system.processes import started
 from virtpass.system.worker import NoAnswer, Worker
 
 _MAX_READ = 1 << 20
@@ -21,9 +22,6 @@ _OPEN_DEADLINE = 10.0
 # How a node refuses to be opened that nobody uses, or that this user may not ask about. Any other answer,
 # such as that of a driver which fails, does not say that it is free.
 _FREE = frozenset((errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM, errno.EACCES, errno.EPERM))
-# Fields after the name of the program in /proc/PID/stat: the state, and when the process was started.
-_STATE, _START = 0, 19
-_DEAD = ("Z", "X")
 # As many as the kernel follows for one path.
 _MAX_LINKS = 40
 
@@ -222,7 +220,7 @@ class Host(OwnFiles):
         if not wanted:
             return {}
         # A number may be that of another process by now.
-        silent = {one for one, since in self._silent_processes.items() if self.started(one) == since}
+        silent = {one for one, since in self._silent_processes.items() if started(self, one) == since}
         try:
             answer = users(self.path("/proc"), processes, wanted, silent, deadline)
         except OSError as error:
@@ -232,17 +230,9 @@ class Host(OwnFiles):
                 "look for what keeps this host so busy, and try again",
             ) from error
         finally:
-            self._silent_processes = {one: self.started(one) for one in silent}
+            self._silent_processes = {one: started(self, one) for one in silent}
         self.unseen_processes = answer.unseen
         return {process: wanted[which][2] for process, which in answer.found.items()}
-
-    def started(self, process: int | str) -> int | None:
-        """Return when a process was started, in ticks since the boot; None when it does not live."""
-        # What comes before is its name in brackets, which may hold anything.
-        fields = (self.read(f"/proc/{process}/stat") or "").rpartition(")")[2].split()
-        if len(fields) <= _START or fields[_STATE] in _DEAD or not fields[_START].isdigit():
-            return None
-        return int(fields[_START])
 
     def _place(self, path: str, number: str) -> str:
         """Return where a device node is, as ``maps`` says it; empty unless it is the one of that number."""
