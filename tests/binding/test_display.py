@@ -124,6 +124,8 @@ class Desktop(SimulatedHost):
                 self.put(f"/sys/module/{module}/refcnt", "0\n")
                 self.put(f"/sys/module/nvidia/holders/{module}")
             return 0
+        if argv[:4] == ["/sbin/modprobe", "-n", "-a", "--"]:
+            return 1 if self.broken & set(argv[4:]) else 0
         if name == "modprobe" and argv[-1].startswith("nvidia"):
             if self.is_kept_out(argv[-1]) or argv[-1] in self.broken:
                 return 1
@@ -499,6 +501,22 @@ def test_nvidia_is_unloaded_and_never_unbound(host: Desktop) -> None:
     host.programs.clear()
     assert effects.undo(host, journal) == []
     assert host.programs == ["modprobe -- nvidia_drm", "modprobe -- nvidia_modeset", "modprobe -- nvidia"]
+
+
+def test_nvidia_that_could_not_be_loaded_again_is_not_unloaded(
+    host: Desktop, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As when the kernel was updated since the boot: its modules are no longer there."""
+    on_nvidia(host, CARD)
+    host.broken.add("nvidia_drm")
+    before = host.state()
+    assert run(host, "prepare", domain_xml(CARD, AUDIO, metadata=HAND_OVER)) == 1
+    said = capfd.readouterr().err
+    assert "modprobe would not load all of nvidia_drm, nvidia_modeset, nvidia again" in said
+    assert "if the kernel was updated since the last boot, reboot the host" in said
+    assert not [program for program in host.programs if program.startswith("rmmod")]
+    assert host.state() == before
+    assert host.exists("/sys/module/nvidia_drm")
 
 
 def test_a_rule_that_loads_a_module_of_nvidia_again_is_in_vain(host: Desktop) -> None:

@@ -499,7 +499,12 @@ def load_vfio(host: Host) -> None:
     if not host.exists(f"{sysfs.DRIVERS}/{VFIO}"):
         load_module(host, VFIO)
     if not host.exists(f"{sysfs.DRIVERS}/{VFIO}"):
-        raise FailedError("no-vfio", "the driver vfio-pci cannot be loaded", "try: modprobe vfio-pci")
+        raise FailedError("no-vfio", "the driver vfio-pci cannot be loaded", after_update("vfio-pci"))
+
+
+def after_update(module: str) -> str:
+    """Return what to do about a module that modprobe does not load."""
+    return f"if the kernel was updated since the last boot, reboot the host; else try: modprobe {module}"
 
 
 def load_module(host: Host, name: str) -> None:

@@ -55,6 +55,23 @@ def refuse_shared(host: Host, addresses: list[PciAddress]) -> None:
         )
 
 
+def refuse_lasting_unload(host: Host, addresses: list[PciAddress]) -> None:
+    """Refuse cards whose driver could be unloaded, but not loaded again: the host would stay dark.
+
+    The modules of the kernel that runs are gone when a newer one has taken its place on the disk.
+
+    Raises:
+        RefusedError: modprobe does not find a module that is loaded now.
+    """
+    names = loaded(host, addresses)
+    if names and host.run(["/sbin/modprobe", "-n", "-a", "--", *names], DEADLINE) != 0:
+        raise RefusedError(
+            "nvidia-driver",
+            f"nvidia has to be unloaded, and modprobe would not load all of {', '.join(names)} again",
+            engine.after_update(f"-n -a {' '.join(names)}"),
+        )
+
+
 def loaded(host: Host, addresses: list[PciAddress]) -> list[str]:
     """Return the modules to be unloaded, in this order; none unless a device is bound to the driver."""
     if not any(sysfs.driver(host, address) == DRIVER for address in addresses):
@@ -173,7 +190,7 @@ def load_again(host: Host, fields: tuple[str, ...]) -> None:
         raise FailedError(
             "module",
             f"the module {name} cannot be loaded again",
-            "look at the kernel log, then run virtpass recover",
+            f"{engine.after_update(name)}, then run virtpass recover",
         )
 
 

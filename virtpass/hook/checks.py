@@ -87,6 +87,7 @@ def check(
         from virtpass.binding import display, nvidia
 
         nvidia.refuse_shared(host, lent)
+        nvidia.refuse_lasting_unload(host, lent)
         display.stoppable(host, lent)
         warnings.append(framebuffers.warning(host, lent))
     if checked.hands_over or any(framebuffers.has_display(host, one) for one in lent):
