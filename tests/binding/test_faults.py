@@ -113,6 +113,7 @@ class Lived(Desktop):
         with_lightdm(host)
         host.session("5", terminal="1")
         host.put("/run/user/1000/systemd/private")
+        host.put("/run/systemd/users/1000", "STATE=lingering\n")
         for unit in cls.BRINGS:
             host.start(unit)
 

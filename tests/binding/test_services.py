@@ -315,6 +315,38 @@ def test_sound_servers_of_a_user_who_stays_are_stopped_and_started(host: Desktop
     ]
 
 
+@pytest.mark.parametrize("state", ["active", "online", "lingering", "closing", ""])
+def test_a_user_who_stays_has_his_sound_back_while_the_card_is_lent(host: Desktop, state: str) -> None:
+    """The card cannot be opened any more, and he may have others."""
+    with_sound(host)
+    host.put("/run/user/1000/systemd/private")
+    if state:
+        host.put("/run/systemd/users/1000", f"NAME=alice\nSTATE={state}\nSTOPPING=no\n")
+    assert run(host, "prepare", domain_xml(CARD, AUDIO, metadata=HAND_OVER)) == 0
+    assert host.state()[AUDIO] == ("vfio-pci", "vfio-pci")
+    asked = [one.partition(" --user ")[2].partition(" --")[0] for one in host.programs if "setpriv" in one]
+    assert asked == (["stop"] if state in ("closing", "") else ["stop", "start"])
+
+
+def test_sound_that_does_not_start_while_the_card_is_lent_is_told_and_no_reason_to_fail(
+    host: Desktop,
+) -> None:
+    with_sound(host)
+    host.put("/run/user/1000/systemd/private")
+    host.put("/run/systemd/users/1000", "STATE=active\n")
+    host.refusing_to_start.add("pipewire.service")
+    told: list[tuple[str, str, str]] = []
+    journal = begun(host)
+    hand_over(host, journal)
+    audio.go_on(host, journal, lambda step, what, _, problem="": told.append((step, what, problem)))
+    names = "pipewire.service, wireplumber.service of user 1000"
+    ((step, what, problem),) = told
+    assert (step, what) == ("start", names)
+    assert "do not start again; start them by hand" in problem
+    host.refusing_to_start.clear()
+    assert effects.undo(host, journal) == []
+
+
 def test_sockets_of_sound_servers_are_stopped_first_and_started_again(host: Desktop) -> None:
     with_sound(host)
     host.put("/run/user/1000/systemd/private")

@@ -2,7 +2,8 @@
 
 They belong to the user's own service manager, which goes on while the user is logged in anywhere, or lingers.
 So they are stopped there, as services of the user, with the sockets that would start them again. Both are
-started again.
+started again as soon as nobody can open the card any more, so that its user has the host's other sound while
+the card is lent; and once more when it is back, for whoever could not have them before.
 
 Record (fields after the kind):
 
@@ -19,8 +20,12 @@ import time
 from virtpass.binding import owners, services
 from virtpass.binding.effects import GONE
 from virtpass.binding.journal import Journal
-from virtpass.system.errors import FailedError
+from virtpass.system.errors import FailedError, VirtpassError
 from virtpass.system.host import Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtpass.binding.effects import Tell
 
 UNITS = "user-units"
 
@@ -44,6 +49,10 @@ DEADLINE = 15.0
 _SETPRIV = "/usr/bin/setpriv"
 _NO_GROUP = "65534"
 _ENV = "/usr/bin/env"
+
+# What logind knows of users, and how it says that one has a session, or would do without.
+_USERS = "/run/systemd/users"
+_STAYING = ("active", "online", "lingering")
 
 
 def server_of(host: Host, process: int) -> str:
@@ -88,6 +97,29 @@ def stop(host: Host, journal: Journal, user: str) -> list[str]:
         journal.add((UNITS, user, *units))
         host.run([*_systemctl(user), "stop", "--", *units], end - time.monotonic())
     return units
+
+
+def go_on(host: Host, journal: Journal, tell: Tell) -> None:
+    """Start the sound servers again that were stopped, when the devices are lent; they find other sound.
+
+    Those of users whose last session has ended are left to the next one. What does not start is told, and
+    tried again when the devices are back.
+    """
+    for kind, *fields in list(journal.effects):
+        if kind != UNITS or not _stays(host, fields[0]):
+            continue
+        began, problem = time.monotonic(), ""
+        try:
+            start_again(host, tuple(fields))
+        except (VirtpassError, ValueError) as error:
+            problem = str(error)
+        tell("start", f"{', '.join(fields[1:])} of user {fields[0]}", time.monotonic() - began, problem)
+
+
+def _stays(host: Host, user: str) -> bool:
+    """Tell whether a user is logged in, or lingers: his service manager is not about to end."""
+    said = (host.read(f"{_USERS}/{user}") or "").splitlines()
+    return any(f"STATE={state}" in said for state in _STAYING)
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:

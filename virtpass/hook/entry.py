@@ -210,6 +210,10 @@ def _lend(host: Host, request: Request, report: Report) -> str:
         free=free_of(checked),
         tell=report.done,
     )
+    if checked.hands_over:
+        from virtpass.binding import audio
+
+        audio.go_on(host, journal, report.done)
     moved = [str(home.address) for home in homes if home.driver != engine.VFIO]
     return f"{', '.join(moved)} lent" if moved else "all devices were on vfio-pci already"
 
