@@ -73,6 +73,7 @@ def test_the_exit_status_tells_the_worst(
 
 def test_explaining(host: SimulatedHost, capfd: Captured) -> None:
     status, out, err = call(host, capfd, "doctor", "--explain", "iommu")
+    assert call(host, capfd, "doctor", "--explain", "IOMMU") == (status, out, err)
     assert (status, err) == (0, "")
     assert out.startswith("iommu: IOMMU\n")
     status, out, err = call(host, capfd, "doctor", "--explain", "nothing")

@@ -96,8 +96,7 @@ def _status(arguments: list[str] | None, host: Host) -> int:
         complain(error.line)
         return error.exit_status
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "virtpass"
-        complain(f"{error.format_message().rstrip('.')}; see {command} --help")
+        complain(_usage_line(error))
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt) as error:
         if isinstance(error, click.Abort) and error.__cause__ is None:
@@ -112,6 +111,16 @@ def _status(arguments: list[str] | None, host: Host) -> int:
         return EXIT_FAILED
     # click returns the status with which a command called exit(), and None when it ran to its end.
     return status if isinstance(status, int) else 0
+
+
+def _usage_line(error: click.UsageError) -> str:
+    """Return what is wrong with a command line, and what to do about it, as one line."""
+    see = f"see {error.ctx.command_path if error.ctx is not None else 'virtpass'} --help"
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        near = " or ".join(sorted(error.possibilities))
+        return f"{error.message.rstrip('.')}; did you mean {near}? Else {see}"
+    said = error.format_message()
+    return f"{said} Else {see}" if said.endswith("?") else f"{said.rstrip('.')}; {see}"
 
 
 def run() -> None:

@@ -42,6 +42,23 @@ def with_plain(command: click.Command) -> click.Command:
 class Group(click.Group):
     """A group whose help says what each command does without cutting a sentence off."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; of one that does not exist say which is called nearly so."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            # Not at the top: few command lines are wrong.
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0].lower(), self.list_commands(ctx), 1)
+            if not near:
+                raise
+            raise click.UsageError(
+                f"No such command {args[0]!r}; did you mean {ctx.command_path} {near[0]}?", error.ctx
+            ) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]

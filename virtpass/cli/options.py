@@ -98,9 +98,13 @@ class DomainType(click.ParamType):
 
 
 class CheckType(click.ParamType):
-    """The id of one of the doctor's checks."""
+    """The id of one of the doctor's checks; all of them are in small letters."""
 
     name = "id"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Take capital letters for small ones."""
+        return value.lower()
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
