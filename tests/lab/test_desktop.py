@@ -103,6 +103,7 @@ def test_the_desktop_lets_the_card_go_and_comes_back(
     session.save(desktop, pictures / f"{name}-1-before.png")
     console = session.console(desktop)
     running = session.runs(desktop)
+    desktop_guest.define(confined=True)
     give(desktop_guest, CARD, display="refuse")
     refused = desktop_guest.start()
     assert refused.status != 0

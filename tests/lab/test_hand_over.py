@@ -7,6 +7,7 @@ afterwards what they were before.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -80,9 +81,11 @@ def test_a_card_with_audio_goes_to_the_guest_draws_there_and_comes_back(
     machine: Machine, guest: Guest, before: State
 ) -> None:
     console = machine.picture()
+    guest.define(confined=True)
     give(guest, CARD)
     guest.start().check()
     assert machine.state()[CARD] == machine.state()[AUDIO] == LENT
+    assert re.fullmatch(r"libvirt-[0-9a-f-]{36} \(enforce\)", guest.confinement())
     seen = guest.wait_ready()
     assert seen["0000:01:00.0"].driver == "bochs-drm"
     assert seen["0000:01:00.1"].driver == "snd_hda_intel"

@@ -91,7 +91,8 @@ def test_the_card_goes_to_the_guest_and_comes_back(
 
     guest.define(
         hostdev_xml(topology.CARD, bus=1, multifunction=True)
-        + hostdev_xml(topology.CARD_AUDIO, bus=1, function=1)
+        + hostdev_xml(topology.CARD_AUDIO, bus=1, function=1),
+        confined=True,
     )
     guest.start().check()
     assert bare_machine.driver(topology.CARD) == bare_machine.driver(topology.CARD_AUDIO) == "vfio-pci"
