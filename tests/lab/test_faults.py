@@ -286,6 +286,13 @@ def test_nvidia_is_unloaded_in_order_and_loaded_again(
     assert desktop.state() == nvidia
 
     virtpass(desktop, "domain", "policy", "guest", "display=hand-over").check()
+    with updated_kernel(desktop):
+        refused = desktop_guest.start()
+        assert refused.status != 0
+        assert "modprobe would not load all of nvidia_modeset, nvidia again" in refused.error_text
+        assert "if the kernel was updated since the last boot, reboot the host" in refused.error_text
+        assert (desktop.state(), modules(desktop)) == (nvidia, ["nvidia", "nvidia_modeset"])
+
     desktop_guest.start().check()
     assert desktop.state() == nvidia | {EDU: LENT, NEIGHBOUR: LENT}
     assert modules(desktop) == []
@@ -293,6 +300,18 @@ def test_nvidia_is_unloaded_in_order_and_loaded_again(
     desktop_guest.destroy()
     desktop.wait_until(lambda: desktop.state() == nvidia, "the devices are back")
     desktop.wait_until(lambda: modules(desktop) == ["nvidia", "nvidia_modeset"], "both modules are back", 10)
+
+
+@contextmanager
+def updated_kernel(machine: Machine) -> Iterator[None]:
+    """Have no modules of the kernel that runs, as where an update has replaced it; vfio-pci is loaded."""
+    machine.run(["modprobe", "-a", "vfio-pci", "vfio_iommu_type1"]).check()
+    folder = f"/lib/modules/{machine.run(['uname', '-r']).check().text.strip()}"
+    machine.run(["mv", folder, f"{folder}.replaced"]).check()
+    try:
+        yield
+    finally:
+        machine.run(["mv", f"{folder}.replaced", folder]).check()
 
 
 @pytest.fixture
