@@ -46,6 +46,7 @@ class Desktop(SimulatedHost):
         properties: what systemd tells of units beside that, such as ``After=``.
         listening: sockets of users' sound servers that are active.
         staying: users who are logged in from elsewhere, or linger.
+        user_state: what logind says of each of these.
         system_state: what systemd says of the host as a whole.
         is_about_to_stop: whether logind says that it will be shut down.
     """
@@ -63,6 +64,7 @@ class Desktop(SimulatedHost):
         self.properties: dict[str, list[str]] = {}
         self.listening: set[str] = set()
         self.staying: set[str] = set()
+        self.user_state = "closing"
         self.system_state = "running"
         self.is_about_to_stop = False
 
@@ -144,6 +146,8 @@ class Desktop(SimulatedHost):
     ) -> tuple[int | None, str]:
         if argv[1] == "is-system-running":
             return 1, self.system_state
+        if argv[1] == "show-user":
+            return (0, self.user_state) if self.user_state else (1, "")
         if argv[1] == "show-session":
             return 0, "yes" if self.is_about_to_stop else "no"
         blocks = []

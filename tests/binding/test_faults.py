@@ -95,6 +95,7 @@ class Lived(Desktop):
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self.staying = {"1000"}
+        self.user_state = "lingering"
 
     @classmethod
     def build(cls, root: str) -> None:
@@ -113,7 +114,6 @@ class Lived(Desktop):
         with_lightdm(host)
         host.session("5", terminal="1")
         host.put("/run/user/1000/systemd/private")
-        host.put("/run/systemd/users/1000", "STATE=lingering\n")
         for unit in cls.BRINGS:
             host.start(unit)
 

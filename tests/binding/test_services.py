@@ -320,8 +320,7 @@ def test_a_user_who_stays_has_his_sound_back_while_the_card_is_lent(host: Deskto
     """The card cannot be opened any more, and he may have others."""
     with_sound(host)
     host.put("/run/user/1000/systemd/private")
-    if state:
-        host.put("/run/systemd/users/1000", f"NAME=alice\nSTATE={state}\nSTOPPING=no\n")
+    host.user_state = state
     assert run(host, "prepare", domain_xml(CARD, AUDIO, metadata=HAND_OVER)) == 0
     assert host.state()[AUDIO] == ("vfio-pci", "vfio-pci")
     asked = [one.partition(" --user ")[2].partition(" --")[0] for one in host.programs if "setpriv" in one]
@@ -333,7 +332,7 @@ def test_sound_that_does_not_start_while_the_card_is_lent_is_told_and_no_reason_
 ) -> None:
     with_sound(host)
     host.put("/run/user/1000/systemd/private")
-    host.put("/run/systemd/users/1000", "STATE=active\n")
+    host.user_state = "active"
     host.refusing_to_start.add("pipewire.service")
     told: list[tuple[str, str, str]] = []
     journal = begun(host)

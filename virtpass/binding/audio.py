@@ -50,8 +50,8 @@ _SETPRIV = "/usr/bin/setpriv"
 _NO_GROUP = "65534"
 _ENV = "/usr/bin/env"
 
-# What logind knows of users, and how it says that one has a session, or would do without.
-_USERS = "/run/systemd/users"
+# How logind is asked for the state of a user, and how it says that he has a session, or would do without.
+_STATE = (services.LOGINCTL, "show-user", "--value", "-p", "State")
 _STAYING = ("active", "online", "lingering")
 
 
@@ -118,8 +118,8 @@ def go_on(host: Host, journal: Journal, tell: Tell) -> None:
 
 def _stays(host: Host, user: str) -> bool:
     """Tell whether a user is logged in, or lingers: his service manager is not about to end."""
-    said = (host.read(f"{_USERS}/{user}") or "").splitlines()
-    return any(f"STATE={state}" in said for state in _STAYING)
+    # Its file about him may still tell of the session that has just ended.
+    return services.said(host, [*_STATE, "--", user]) in _STAYING
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:

@@ -210,7 +210,7 @@ def host_is_stopping(host: Host) -> bool:
     systemd says so from the moment at which it has accepted to shut down, hence also when domains are shut
     down for that.
     """
-    return _is_said(host, _IS_STOPPING, "stopping")
+    return said(host, _IS_STOPPING) == "stopping"
 
 
 def host_is_about_to_stop(host: Host) -> bool:
@@ -218,15 +218,16 @@ def host_is_about_to_stop(host: Host) -> bool:
 
     logind waits some seconds for those who have asked it to, as the libvirt daemon does.
     """
-    return _is_said(host, _IS_ABOUT_TO, "yes")
+    return said(host, _IS_ABOUT_TO) == "yes"
 
 
-def _is_said(host: Host, argv: list[str], word: str) -> bool:
+def said(host: Host, argv: list[str]) -> str:
+    """Return the one word that systemd's programs say of a state; empty when they do not tell."""
     try:
         _, output = host.run_program(argv, {}, ASK_DEADLINE)
     except OSError:
-        return False
-    return output == word
+        return ""
+    return output
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:
