@@ -607,6 +607,31 @@ def test_a_domain_whose_card_has_moved(sound: SimulatedHost) -> None:
     assert evidence == "win11 it has 0000:09:00.0, which this host has not"
 
 
+def test_a_domain_that_virtpass_has_not_been_told_of(sound: SimulatedHost) -> None:
+    assert said(sound, "unadopted")[0] is Verdict.PASS
+    assert said(sound, "unadopted", replace(WELL, running=None))[0] is Verdict.UNKNOWN
+    foreign = replace(having(CARD, AUDIO), names=((GUEST, "my win"),), unrecorded=((GUEST, str(CARD)),))
+    assert said(sound, "unadopted", foreign) == (
+        Verdict.WARN,
+        f"my win virtpass does not look after {CARD}: at its start nothing is checked",
+        "virtpass domain adopt 'my win'",
+    )
+    verdict, evidence, fix = said(sound, "unadopted", replace(foreign, ours=(GUEST,)))
+    assert (verdict, fix) == (Verdict.WARN, "virtpass domain adopt 'my win'")
+    assert evidence.startswith(f"my win not on record: {CARD}; ")
+
+
+def test_a_domain_at_whose_start_the_daemon_may_hang(sound: SimulatedHost) -> None:
+    sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="nvidia")
+    devices = ((GUEST, str(CARD), str(SECOND_CARD)),)
+    foreign = replace(WELL, domains=devices, names=((GUEST, "win11"),), unrecorded=devices)
+    verdict, evidence, fix = said(sound, "unadopted", foreign)
+    assert (verdict, fix) == (Verdict.FAIL, "virtpass domain adopt win11")
+    assert f"libvirt unbinds {SECOND_CARD} from nvidia, which may hang for ever" in evidence
+    # Of a domain that is looked after the hook knows better.
+    assert said(sound, "unadopted", replace(foreign, ours=(GUEST,)))[0] is Verdict.WARN
+
+
 def test_steps_of_the_administrator(sound: SimulatedHost) -> None:
     assert said(sound, "steps")[:2] == (Verdict.PASS, "there are none")
     step = "/etc/virtpass/hooks.d/prepare.d/10-backup"

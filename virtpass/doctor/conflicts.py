@@ -152,6 +152,35 @@ def _domains(scene: Scene) -> list[Finding]:
     return found or [passed("each domain's devices are where its definition says")]
 
 
+def _unadopted(scene: Scene) -> list[Finding]:
+    outside = scene.outside
+    found = []
+    for uuid, *addresses in outside.unrecorded:
+        fix = f"virtpass domain adopt {outside.word(uuid)}"
+        about = dict(outside.names).get(uuid, uuid)
+        devices = ", ".join(addresses)
+        bound = [
+            str(one.address)
+            for one in scene.inventory.devices.values()
+            if str(one.address) in addresses and one.driver == sysfs.NVIDIA
+        ]
+        if uuid in outside.ours:
+            what = f"not on record: {devices}; should another device be there one day, that would go instead"
+            found.append(Finding(Verdict.WARN, what, fix, about))
+        elif bound:
+            what = (
+                f"virtpass does not look after {devices}: at its start libvirt unbinds {', '.join(bound)} from"
+                " nvidia, which may hang for ever, and the daemon with it"
+            )
+            found.append(Finding(Verdict.FAIL, what, fix, about))
+        else:
+            what = f"virtpass does not look after {devices}: at its start nothing is checked"
+            found.append(Finding(Verdict.WARN, what, fix, about))
+    if outside.running is None:
+        return [Finding(Verdict.UNKNOWN, "libvirt does not answer")]
+    return found or [passed("virtpass looks after the devices of all domains")]
+
+
 def _huge_pages(scene: Scene) -> list[Finding]:
     found = []
     # /proc/meminfo has the usual size only.
@@ -216,6 +245,14 @@ CHECKS = (
         "Addresses change when cards are added or moved. A domain whose device is not where it was does not"
         " start, or, worse, would start with another one.",
         _domains,
+    ),
+    Check(
+        "unadopted",
+        "devices that virtpass does not look after",
+        "A domain that virtpass has not been told of (its devices were added in virt-manager, or it was"
+        " defined from an old file) starts without a check: libvirt takes the devices whatever uses them."
+        " Of a device that is not on record nobody would notice that it has moved.",
+        _unadopted,
     ),
     Check(
         "huge-pages",

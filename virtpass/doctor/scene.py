@@ -1,5 +1,6 @@
 """What the checks look at: the host's files, and what only its daemons and its user can tell."""
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +35,11 @@ class Outside:
         hook_label: the SELinux label of the hook; empty without.
         running: UUIDs of the domains that run; None when libvirt does not answer.
         domains: for each domain its UUID and the addresses of its devices.
+        names: for each domain its UUID and its name.
+        ours: UUIDs of the domains that virtpass looks after.
+        handing_over: UUIDs of those for which the desktop may be ended.
+        unrecorded: for each domain with devices that are on this host, and of which virtpass has no record:
+            its UUID and the addresses of these.
         misplaced: for each domain with a device that is not where it was: its name, and what is wrong.
         host_checks: what `virtpass host status` has compared; empty when nothing was applied.
         host_problem: why that could not be read; empty when it could.
@@ -58,6 +64,10 @@ class Outside:
     hook_label: str = ""
     running: tuple[str, ...] | None = None
     domains: tuple[tuple[str, ...], ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
+    ours: tuple[str, ...] = ()
+    handing_over: tuple[str, ...] = ()
+    unrecorded: tuple[tuple[str, ...], ...] = ()
     misplaced: tuple[tuple[str, str], ...] = ()
     host_checks: tuple[HostCheck, ...] = ()
     host_problem: str = ""
@@ -87,6 +97,29 @@ class Outside:
     def given_with(self, address: str) -> frozenset[str]:
         """Return the devices that go to the same domain as one does, itself included."""
         return frozenset(one for _, *devices in self.domains if address in devices for one in devices)
+
+    def having(self, address: str) -> tuple[str, ...]:
+        """Return the UUIDs of the domains that have a device."""
+        return tuple(uuid for uuid, *devices in self.domains if address in devices)
+
+    def word(self, uuid: str) -> str:
+        """Return the name of a domain as a word for a shell; DOMAIN where it is not known."""
+        name = dict(self.names).get(uuid)
+        return "DOMAIN" if name is None else shlex.quote(name)
+
+    def to_hand_over(self, address: str) -> str:
+        """Return the command that lets a domain have a device from the desktop; empty where all may that have it.
+
+        Only a domain that virtpass looks after has a policy; `virtpass setup` makes it one.
+        """
+        having = self.having(address)
+        missing = [uuid for uuid in having if uuid not in self.handing_over]
+        if having and not missing:
+            return ""
+        uuid = missing[0] if missing else ""
+        if uuid in self.ours:
+            return f"virtpass domain policy {self.word(uuid)} display=hand-over"
+        return f"sudo virtpass setup {address} {self.word(uuid)} --policy display=hand-over"
 
 
 @dataclass(frozen=True)

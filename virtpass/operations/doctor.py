@@ -11,7 +11,7 @@ from virtpass.doctor.check import Check, Outcome, Verdict, worst
 from virtpass.doctor.scene import Outside, Scene
 from virtpass.hook.install import HOOK
 from virtpass.operations import host_preparation
-from virtpass.operations.domains import DomainDevice, list_domains
+from virtpass.operations.domains import DomainDevice, DomainReport, list_domains
 from virtpass.operations.recorded_outside import recorded_outside
 from virtpass.system.daemon import active_daemon, last_change
 from virtpass.system.errors import NotFoundError, PermissionDeniedError, VirtpassError
@@ -66,6 +66,7 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
     running: tuple[str, ...] | None = None
     devices: list[tuple[str, ...]] = []
     misplaced: list[tuple[str, str]] = []
+    domains: list[DomainReport] = []
     try:
         with Connection.open(uri, deadline=_LIBVIRT_DEADLINE) as connection:
             version = _dotted(connection.version)
@@ -109,6 +110,10 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         hook_label=label,
         running=running,
         domains=tuple(devices),
+        names=tuple((one.uuid, one.name) for one in domains),
+        ours=tuple(one.uuid for one in domains if one.is_ours),
+        handing_over=tuple(one.uuid for one in domains if one.policy and one.policy.display == "hand-over"),
+        unrecorded=tuple((one.uuid, *unrecorded) for one in domains if (unrecorded := _unrecorded(one))),
         misplaced=tuple(misplaced),
         host_checks=compared,
         host_problem=unread,
@@ -125,6 +130,13 @@ def _misplaced(device: DomainDevice, *, is_coming: bool) -> str:
     if device.recorded is not None and not device.is_as_recorded:
         return f"at {device.address} is {device.seen} now, not {device.recorded} as when it was attached"
     return ""
+
+
+def _unrecorded(domain: DomainReport) -> list[str]:
+    """Return which devices of a domain are there, and not on record; none where its XML is not understood."""
+    if domain.problem:
+        return []
+    return [str(one.address) for one in domain.devices if one.recorded is None and one.seen is not None]
 
 
 def _dotted(version: int) -> str:
