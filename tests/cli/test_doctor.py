@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import NOWHERE, ROOT, TEST_DRIVER, Captured, call
+from tests.domain.documents import UUID, domain, hostdev
 from tests.simulation import CARD, SimulatedHost
 from virtpass.doctor.catalogue import CHECKS
+from virtpass.system.libvirt import Connection
 
 DOCUMENT = Path(ROOT) / "docs" / "doctor.md"
 
@@ -55,6 +57,24 @@ def test_a_daemon_that_is_away_is_a_finding(host: SimulatedHost, capfd: Captured
     status, out, _ = call(host, capfd, "doctor", "-c", NOWHERE)
     assert status == 1
     assert "libvirt does not answer: " in out
+
+
+def test_a_card_that_was_added_elsewhere(host: SimulatedHost, capfd: Captured, libvirt: Connection) -> None:
+    """What the doctor tells to type can be typed, and mends it."""
+    libvirt.define(domain(hostdev(str(CARD)), uuid=UUID, kind="test"), validate=False)
+    finding = f"guest: virtpass does not look after {CARD}: at its start nothing is checked"
+    out = call(host, capfd, "doctor", "-c", TEST_DRIVER)[1]
+    assert finding in out
+    assert "fix: virtpass domain adopt guest\n" in out
+    assert f"fix: sudo virtpass setup {CARD} guest --policy display=hand-over # " in out
+    assert call(host, capfd, "domain", "adopt", "guest", "-c", TEST_DRIVER)[0] == 0
+    out = call(host, capfd, "doctor", "-c", TEST_DRIVER)[1]
+    assert finding not in out
+    assert "fix: virtpass domain policy guest display=hand-over # " in out
+    assert call(host, capfd, "domain", "policy", "guest", "display=hand-over", "-c", TEST_DRIVER)[0] == 0
+    out = call(host, capfd, "doctor", "-c", TEST_DRIVER)[1]
+    assert "display=hand-over" not in out
+    assert "fix: start an SSH server\n" in out
 
 
 @pytest.mark.parametrize("verdict", ["pass", "warn", "cannot tell", "fail"])

@@ -228,6 +228,8 @@ def test_a_group_that_holds_the_card_back(sound: SimulatedHost) -> None:
     assert evidence.startswith(str(CARD))
     assert str(NIC) in evidence
     assert fix.startswith(f"virtpass domain attach DOMAIN {CARD} {NIC} # ")
+    named = replace(having(CARD), names=((GUEST, "win11"),))
+    assert said(sound, "group-isolation", named)[2].startswith(f"virtpass domain attach win11 {CARD} {NIC} ")
     # With another card that is isolated, it matters only to a domain that has it.
     sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
     assert said(sound, "group-isolation")[0] is Verdict.WARN
@@ -251,9 +253,28 @@ def test_the_only_screen(sound: SimulatedHost) -> None:
     verdict, evidence, fix = said(sound, "boot-display")
     assert verdict is Verdict.WARN
     assert "the firmware's display; connected: HDMI-A-1;" in evidence
-    assert "display=hand-over" in fix
+    assert fix.startswith(f"sudo virtpass setup {CARD} DOMAIN --policy display=hand-over # ")
     sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
     assert outcome(sound, "boot-display").verdict is Verdict.PASS
+
+
+def test_the_last_screen_when_its_domain_may_have_it(sound: SimulatedHost) -> None:
+    guest = replace(having(CARD), names=((GUEST, "win11"),))
+    assert said(sound, "boot-display", guest)[2].startswith(f"sudo virtpass setup {CARD} win11 --policy ")
+    ours = replace(guest, ours=(GUEST,))
+    fix = said(sound, "boot-display", ours)[2]
+    assert fix.startswith("virtpass domain policy win11 display=hand-over # ")
+    may = replace(ours, handing_over=(GUEST,))
+    verdict, evidence, fix = said(sound, "boot-display", may)
+    assert (verdict, fix) == (Verdict.WARN, "start an SSH server")
+    assert evidence.endswith("; no SSH server was found as a way in")
+    os.makedirs(sound.path("/sys/fs/cgroup/system.slice/ssh.service"))
+    assert said(sound, "boot-display", may)[0] is Verdict.PASS
+    # Another domain that has it may not.
+    both = replace(may, domains=(*may.domains, ("another", str(CARD))), names=(("another", "my win"),))
+    both = replace(both, ours=(GUEST, "another"))
+    fix = said(sound, "boot-display", both)[2]
+    assert fix.startswith("virtpass domain policy 'my win' display=hand-over # ")
 
 
 def test_the_last_screen_is_meant_to_stay_unless_a_domain_has_it(sound: SimulatedHost) -> None:
@@ -305,6 +326,8 @@ def test_the_framebuffer_of_the_firmware(
     sound.add_device(SECOND_CARD, class_code=0x030000, group=20, native="i915")
     assert said(sound, "framebuffer")[0] is Verdict.PASS
     assert said(sound, "framebuffer", having(CARD))[0] is verdict
+    may = replace(having(CARD), ours=(GUEST,), handing_over=(GUEST,))
+    assert (said(sound, "framebuffer", may)[0] is Verdict.PASS) is (verdict is Verdict.WARN)
 
 
 def test_resetting(sound: SimulatedHost) -> None:
@@ -587,6 +610,11 @@ def test_nvidia(sound: SimulatedHost) -> None:
     os.makedirs(sound.path("/sys/fs/cgroup/system.slice/nvidia-persistenced.service"))
     assert "; nvidia-persistenced.service keeps it in use" in said(sound, "nvidia")[1]
     assert "loaded again by /usr/lib/udev/rules.d/71-nvidia.rules" in evidence
+    ours = replace(having(SECOND_CARD), names=((GUEST, "win11"),), ours=(GUEST,))
+    assert said(sound, "nvidia", ours)[2] == (
+        "virtpass domain policy win11 display=hand-over; virtpass hook rehearse win11 shows the steps"
+    )
+    assert said(sound, "nvidia", replace(ours, handing_over=(GUEST,)))[0] is Verdict.PASS
 
 
 def test_what_is_left_behind(sound: SimulatedHost) -> None:

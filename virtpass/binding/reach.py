@@ -51,7 +51,7 @@ def refuse_last(host: Host, addresses: list[PciAddress]) -> str:
 
 def warning(host: Host, addresses: list[PciAddress]) -> str:
     """Return what to tell when devices take the last way to the host along; empty when they do not."""
-    if not _are_last_screens(host, addresses) or _has_other_login(host):
+    if not _are_last_screens(host, addresses) or has_other_login(host):
         return ""
     return "no screen stays here and no SSH server was found: until the domain stops, nobody can log in"
 
@@ -81,7 +81,7 @@ def _is_display(host: Host, address: PciAddress) -> bool:
     return (sysfs.number(host, address, "class") or 0) >> 16 == _DISPLAY_CLASS
 
 
-def _has_other_login(host: Host) -> bool:
+def has_other_login(host: Host) -> bool:
     """Tell whether somebody can log in elsewhere than at a screen, or can as soon as the host is up."""
     if _ssh_listens(host) or host.subdirectories(_SERIAL_LOGINS):
         return True

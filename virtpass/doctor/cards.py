@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from virtpass.binding import framebuffers
+from virtpass.binding import framebuffers, reach
 from virtpass.doctor.check import Check, Finding, Verdict, passed
 from virtpass.doctor.scene import Scene
 from virtpass.pci.address import PciAddress
@@ -65,7 +65,8 @@ def _isolated(scene: Scene, card: Device) -> Finding:
         return Finding(Verdict.FAIL, "; ".join(texts), "put the card into another slot", about)
     along = dict.fromkeys(member for one in functions for member in must_go_along(scene.inventory, one))
     others = " ".join(str(member) for member in along if member not in going)
-    fix = f"virtpass domain attach DOMAIN {about} {others} # or put the card into another slot"
+    domain = next(map(scene.outside.word, scene.outside.having(about)), "DOMAIN")
+    fix = f"virtpass domain attach {domain} {about} {others} # or put the card into another slot"
     return Finding(Verdict.FAIL, "; ".join(texts), fix, about)
 
 
@@ -85,10 +86,7 @@ def _display(scene: Scene) -> list[Finding]:
         # With a second card that is set aside for a guest, the last one is meant to stay.
         if is_last and (len(cards) == 1 or about in scene.outside.assigned):
             what = f"{seen}; the host has no other screen, and is dark while a guest has it"
-            fix = (
-                "virtpass domain policy DOMAIN display=hand-over # lets the desktop go; have SSH as a way in"
-            )
-            found.append(Finding(Verdict.WARN, what, fix, about))
+            found.append(_last_screen(scene, what, about))
         elif about in scene.outside.assigned and monitors and not any(one is None or one for one in others):
             what = f"{seen}; no other card has a monitor: the host shows nothing while a guest has it"
             found.append(Finding(Verdict.WARN, what, "connect a monitor to the card that stays", about))
@@ -96,8 +94,22 @@ def _display(scene: Scene) -> list[Finding]:
             found.append(passed(seen, about))
     if not staying:
         what = "no card has a driver of the host: there is no screen but that of a guest"
-        found.append(Finding(Verdict.WARN, what, "have SSH as a way in"))
+        found.append(_without_screen(scene, what))
     return found
+
+
+def _last_screen(scene: Scene, what: str, about: str) -> Finding:
+    if fix := scene.outside.to_hand_over(about):
+        comment = "lets the desktop go; have SSH as a way in"
+        return Finding(Verdict.WARN, what, f"{fix} # {comment}", about)
+    return _without_screen(scene, what, about)
+
+
+def _without_screen(scene: Scene, what: str, about: str = "") -> Finding:
+    """Judge a host that is meant to have no screen: well, as long as one can log in elsewhere."""
+    if reach.has_other_login(scene.host):
+        return passed(f"{what}; one can log in without", about)
+    return Finding(Verdict.WARN, f"{what}; no SSH server was found as a way in", "start an SSH server", about)
 
 
 def _counted(monitors: list[str]) -> str:
@@ -137,10 +149,9 @@ def _framebuffers(scene: Scene) -> list[Finding]:
         except RefusedError as error:
             found.append(Finding(Verdict.FAIL, f"{what}: {error.what}", error.remedy, about))
             continue
-        fix = "virtpass domain policy DOMAIN display=hand-over"
-        found.append(
-            Finding(Verdict.WARN, f"{what}: a domain starts only if it may take that off", fix, about)
-        )
+        what = f"{what}: a domain starts only if it may take that off"
+        fix = scene.outside.to_hand_over(about)
+        found.append(Finding(Verdict.WARN, what, fix, about) if fix else passed(f"{what}, and it may", about))
     return found
 
 

@@ -102,15 +102,17 @@ def _nvidia(scene: Scene) -> list[Finding]:
     running = [unit for unit in units if scene.host.exists(f"{_RUNNING}/{unit}")]
     more = f"; {', '.join(running)} {'keeps' if len(running) == 1 else 'keep'} it in use" if running else ""
     more += f"; loaded again by {', '.join(rules)}" if rules else ""
-    return [
-        Finding(
-            Verdict.WARN,
-            f"it is bound to nvidia, which virtpass takes away only by unloading its modules{more}",
-            "virtpass domain policy DOMAIN display=hand-over; virtpass hook rehearse DOMAIN shows the steps",
-            str(card.address),
-        )
-        for card in bound
-    ]
+    found = []
+    for card in bound:
+        about = str(card.address)
+        what = f"it is bound to nvidia, which virtpass takes away only by unloading its modules{more}"
+        if fix := scene.outside.to_hand_over(about):
+            domain = next(map(scene.outside.word, scene.outside.having(about)), "DOMAIN")
+            fix = f"{fix}; virtpass hook rehearse {domain} shows the steps"
+            found.append(Finding(Verdict.WARN, what, fix, about))
+        else:
+            found.append(passed(f"{what}; the domain that has it lets them be unloaded", about))
+    return found
 
 
 def _stuck(scene: Scene) -> list[Finding]:
@@ -169,8 +171,8 @@ def _unadopted(scene: Scene) -> list[Finding]:
             found.append(Finding(Verdict.WARN, what, fix, about))
         elif bound:
             what = (
-                f"virtpass does not look after {devices}: at its start libvirt unbinds {', '.join(bound)} from"
-                " nvidia, which may hang for ever, and the daemon with it"
+                f"virtpass does not look after {devices}: at its start libvirt unbinds {', '.join(bound)}"
+                " from nvidia, which may hang for ever, and the daemon with it"
             )
             found.append(Finding(Verdict.FAIL, what, fix, about))
         else:

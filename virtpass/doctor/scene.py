@@ -108,7 +108,7 @@ class Outside:
         return "DOMAIN" if name is None else shlex.quote(name)
 
     def to_hand_over(self, address: str) -> str:
-        """Return the command that lets a domain have a device from the desktop; empty where all may that have it.
+        """Return the command that lets the desktop go for a device's domain; empty where that is so already.
 
         Only a domain that virtpass looks after has a policy; `virtpass setup` makes it one.
         """
