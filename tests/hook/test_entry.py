@@ -320,7 +320,11 @@ def test_a_virtual_machine_that_somebody_else_started_has_it(host: SimulatedHost
 def test_the_nvidia_driver_is_not_unbound(host: SimulatedHost, capfd: Captured) -> None:
     card = PciAddress.parse("0c:00.0")
     host.add_device(card, class_code=0x030000, group=20, native="nvidia")
-    assert "modprobe -r nvidia_drm" in refused(host, capfd, domain_xml(card))
+    line = refused(host, capfd, domain_xml(card))
+    assert (
+        "; let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or " in line
+    )
+    assert "modprobe -r nvidia_drm" in line
 
 
 def test_a_disk_that_is_in_use_in_a_way_that_no_table_shows(host: SimulatedHost, capfd: Captured) -> None:

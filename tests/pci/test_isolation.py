@@ -247,7 +247,8 @@ def test_unsafe_interrupts_may_be_allowed_by_a_module_that_is_not_loaded_yet(hos
 def test_the_nvidia_driver_is_noted(host: SimulatedHost) -> None:
     card = PciAddress.parse("0c:00.0")
     host.add_device(card, class_code=0x030000, group=20, native="nvidia")
-    assert "nvidia-driver" in references(host, card)
+    texts = {reason.reference: reason.text for reason in verdict(host, card).reasons}
+    assert texts["nvidia-driver"] == "bound to nvidia: goes only with display=hand-over, or unloaded before"
 
 
 @pytest.mark.parametrize("above", ["br0", "bond0"])

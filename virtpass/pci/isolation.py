@@ -159,7 +159,7 @@ def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) 
 def _notes(inventory: Inventory, device: Device) -> list[Reason]:
     notes = []
     if device.driver == "nvidia":
-        text = "bound to nvidia, which is not unbound: unload it before the domain starts"
+        text = "bound to nvidia: goes only with display=hand-over, or unloaded before"
         notes.append(Reason("nvidia-driver", text, Level.READY))
     if device.physical_function is not None:
         notes.append(
