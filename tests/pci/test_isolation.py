@@ -197,6 +197,17 @@ def test_the_only_keyboard_stays(host: SimulatedHost) -> None:
     assert verdict(host, SPARE).reasons[0].text == "it has the only keyboard"
 
 
+def test_what_goes_with_the_only_keyboard_stays_too(host: SimulatedHost) -> None:
+    usb = f"/devices/pci0000:00/{CARD}/usb1/1-1/input/input3"
+    host.put("/proc/bus/input/devices", keyboard("A", usb))
+    assert verdict(host, CARD).level is Level.BLOCKED
+    found = verdict(host, AUDIO)
+    assert (found.level, [reason.text for reason in found.reasons]) == (
+        Level.BLOCKED,
+        [f"{CARD} of its card cannot go: it has the only keyboard"],
+    )
+
+
 def test_one_of_two_keyboards_may_go(host: SimulatedHost) -> None:
     usb = f"/devices/pci0000:00/{SPARE}/usb1/1-1/input/input3"
     ps2 = "/devices/platform/i8042/serio0/input/input1"

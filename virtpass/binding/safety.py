@@ -86,9 +86,9 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",
-                "let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or unload it"
-                " first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another card needs"
-                " it, keep it off this one with driver_override from boot on",
+                "let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or unload"
+                " it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another card"
+                " needs it, keep it off this one with driver_override from boot on",
             )
     if held := holders(host, addresses) if not hands_over else []:
         raise RefusedError(

@@ -28,7 +28,7 @@ def devices(host: Host, as_json: bool) -> None:
     \b
     ready    can be given to a domain, with the other functions of its card
     shared   can be given only together with others of its group
-    blocked  the host needs it, or another member of its group; no IOMMU is active;
+    blocked  the host needs it, or another one of its card or group; no IOMMU is active;
              or a driver hangs with it until the next boot
     never    bridges, and devices that cannot be isolated
     """  # noqa: D301 (click wants the character, not its escape)

@@ -115,19 +115,40 @@ def _reasons(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     reasons = []
     if not inventory.interrupts_are_safe:
         reasons.append(_interrupts(inventory))
-    together = dict(all_keyboards(inventory.keyboards, going))
-    phrases = [*inventory.needed.get(device.address, ()), together.get(device.address)]
-    reasons += [Reason("host-needs-it", f"it {phrase}", Level.BLOCKED) for phrase in phrases if phrase]
-    if count := sysfs.virtual_functions(inventory.host, device.address):
-        text = f"it has {count} virtual functions, which would vanish"
-        reasons.append(Reason("virtual-functions", text, Level.BLOCKED))
-    if mediated_of(inventory.host, device.address):
-        reasons.append(
-            Reason("mediated-devices", "it has mediated devices, which would vanish", Level.BLOCKED)
-        )
+    reasons += _spared(inventory, device.address, going)
+    reasons += _of_card(inventory, device, going)
     reasons += _companions(inventory, device.group, going)
     reasons += _notes(inventory, device)
     return reasons
+
+
+def _spared(inventory: Inventory, address: PciAddress, going: frozenset[PciAddress]) -> list[Reason]:
+    """Judge whether the host, and those who use what was made of a device, can spare it."""
+    together = dict(all_keyboards(inventory.keyboards, going))
+    phrases = [*inventory.needed.get(address, ()), together.get(address)]
+    reasons = [Reason("host-needs-it", f"it {phrase}", Level.BLOCKED) for phrase in phrases if phrase]
+    if count := sysfs.virtual_functions(inventory.host, address):
+        text = f"it has {count} virtual functions, which would vanish"
+        reasons.append(Reason("virtual-functions", text, Level.BLOCKED))
+    if mediated_of(inventory.host, address):
+        reasons.append(
+            Reason("mediated-devices", "it has mediated devices, which would vanish", Level.BLOCKED)
+        )
+    return reasons
+
+
+def _of_card(inventory: Inventory, device: Device, going: frozenset[PciAddress]) -> list[Reason]:
+    """Judge the functions of a device's card that go with it; virtual functions go alone."""
+    if device.physical_function is not None:
+        return []
+    return [
+        Reason("card-needed", f"{member} of its card cannot go: {reason.text}", Level.BLOCKED)
+        for member in inventory.card(device.address)
+        if member in going
+        and member != device.address
+        and inventory.devices[member].physical_function is None
+        for reason in _spared(inventory, member, going)
+    ]
 
 
 def _interrupts(inventory: Inventory) -> Reason:
