@@ -99,7 +99,8 @@ def test_refusals_name_the_reason(
 
 def test_without_iommu(host: SimulatedHost, capfd: Captured) -> None:
     host.switch_iommu_off()
-    assert "no IOMMU is active" in refused(host, capfd, domain_xml(NIC))
+    line = refused(host, capfd, domain_xml(NIC))
+    assert "no IOMMU is active on this host; virtpass doctor says what mends it" in line
 
 
 def test_a_boot_that_was_chosen_as_the_way_back_lends_nothing(host: SimulatedHost, capfd: Captured) -> None:
@@ -262,7 +263,9 @@ def test_a_card_that_does_not_answer_any_more(host: SimulatedHost, capfd: Captur
 
 def test_interrupts_that_are_not_remapped(host: SimulatedHost, capfd: Captured) -> None:
     host.put("/sys/kernel/irq/24/chip_name", "IO-APIC\n")
-    assert "interrupts are not remapped" in refused(host, capfd, domain_xml(NIC))
+    line = refused(host, capfd, domain_xml(NIC))
+    assert "interrupts are not remapped" in line
+    assert "for guests that you trust: sudo virtpass setup --unsafe-interrupts" in line
 
 
 def test_metadata_of_others_that_expat_refuses(host: SimulatedHost, capfd: Captured) -> None:

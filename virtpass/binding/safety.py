@@ -35,7 +35,8 @@ def refuse_unsafe(host: Host, addresses: list[PciAddress], *, hands_over: bool =
         raise RefusedError(
             "no-interrupt-remapping",
             "interrupts are not remapped on this host, so a device could be made to disturb it",
-            "switch interrupt remapping on in the firmware (VT-d, AMD-Vi, x2APIC)",
+            "switch interrupt remapping on in the firmware (VT-d, AMD-Vi, x2APIC), or for guests that you"
+            " trust: sudo virtpass setup --unsafe-interrupts",
         )
     refuse_shared_group(host, addresses)
     refuse_in_use(host, addresses, hands_over=hands_over)
@@ -86,9 +87,9 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",
-                "let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or unload"
-                " it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another card"
-                " needs it, keep it off this one with driver_override from boot on",
+                "let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or"
+                " unload it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another"
+                " card needs it, keep it off this one with driver_override from boot on",
             )
     if held := holders(host, addresses) if not hands_over else []:
         raise RefusedError(
@@ -122,7 +123,7 @@ def refuse_unassignable(host: Host, address: PciAddress) -> None:
         raise RefusedError(
             "no-iommu",
             f"{address} cannot be isolated: no IOMMU is active on this host",
-            "virtpass host plan tells what it takes",
+            "virtpass doctor says what mends it",
         )
     if regions := sysfs.direct_regions(host, group):
         raise RefusedError(

@@ -28,6 +28,9 @@ from virtpass.system.errors import FailedError, NotFoundError, RefusedError, Usa
 from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection, Domain
 
+# Reasons against a device that are the same for all of them: what mends these shows nowhere at the device.
+_OF_HOST = ("no-iommu", "no-interrupt-remapping")
+
 
 @dataclass(frozen=True, slots=True)
 class DomainResult:
@@ -348,6 +351,8 @@ def _judged(
         if not verdict.is_refused:
             continue
         remedy = f"virtpass device show {verdict.address} tells more"
+        if any(reason.reference in _OF_HOST for reason in verdict.reasons):
+            remedy = "virtpass doctor says what mends it"
         if all(one.level in (Level.READY, Level.SHARED) for one in verdicts):
             together = {*wanted, *(one for address in wanted for one in must_go_along(inventory, address))}
             remedy = f"{command} {' '.join(map(str, sorted(together)))}"

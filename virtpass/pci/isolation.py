@@ -156,7 +156,8 @@ def _interrupts(inventory: Inventory) -> Reason:
     text = "interrupts are not remapped on this host"
     if inventory.host.exists("/sys/module/vfio_iommu_type1"):
         return Reason("no-interrupt-remapping", text, Level.BLOCKED)
-    return Reason("no-interrupt-remapping", f"{text}: only with allow_unsafe_interrupts", Level.READY)
+    text += ": only for guests that you trust, with sudo virtpass setup --unsafe-interrupts"
+    return Reason("no-interrupt-remapping", text, Level.READY)
 
 
 def _companions(inventory: Inventory, group: int, going: frozenset[PciAddress]) -> list[Reason]:
