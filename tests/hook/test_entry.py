@@ -224,7 +224,8 @@ def test_a_device_that_is_where_it_was_is_not_taken_for_another_that_is_gone(
 
 def test_a_device_that_is_nowhere(host: SimulatedHost, capfd: Captured) -> None:
     line = refused(host, capfd, domain_xml(GONE, metadata=recorded((GONE, "0xbeef", 0))))
-    assert f"there is no PCI device {GONE} on this host" in line
+    assert f"there is no PCI device {GONE} any more, which was 8086:beef" in line
+    assert line.rstrip().endswith(f"; if it is gone for good: virtpass domain detach guest {GONE}")
     line = refused(host, capfd, domain_xml(NIC, metadata=recorded((NIC, "0xbeef", 0))))
     assert " is at " not in line
     assert "attach the device at its new address, or virtpass domain adopt guest" in line

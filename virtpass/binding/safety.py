@@ -172,7 +172,11 @@ def refuse_moved(host: Host, recorded: dict[PciAddress, Identity], domain: str) 
             continue
         places, is_certain = _places(host, address, was, there)
         if now is None and not places:
-            raise sysfs.no_device(address)
+            raise NotFoundError(
+                "no-device",
+                f"there is no PCI device {address} any more, which was {was}",
+                f"if it is gone for good: virtpass domain detach {_word(domain)} {address}",
+            )
         where, remedy = "", "attach the device at its new address"
         # To detach one address would take away what another device has just been recorded for.
         several = any(one in recorded for one in places)
