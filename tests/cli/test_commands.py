@@ -89,7 +89,9 @@ def test_one_device_with_its_surroundings(host: SimulatedHost, capfd: Captured) 
     assert "flr, bus" in out
     details = json.loads(call(host, capfd, "device", "show", "01:00.0", "--json")[1])
     assert details["card"] == ["0000:01:00.0", "0000:01:00.1"]
-    assert details["reset_methods"] == ["flr", "bus"]
+    assert (details["reset_methods"], details["resets_with_bus"]) == (["flr", "bus"], True)
+    assert "with its bus as a whole" in call(host, capfd, "device", "show", "01:00.1")[1]
+    assert "none: it may not start a second time" in call(host, capfd, "device", "show", "03:00.0")[1]
 
 
 @pytest.mark.parametrize(

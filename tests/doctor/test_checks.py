@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, domain_xml
+from tests.simulation import AUDIO, CARD, GUEST, NIC, PORT, SimulatedHost, domain_xml
 from virtpass.binding.journal import read_journal
 from virtpass.doctor.apparmor import read_profile
 from virtpass.doctor.catalogue import CHECKS, examine
@@ -333,9 +333,30 @@ def test_the_framebuffer_of_the_firmware(
 def test_resetting(sound: SimulatedHost) -> None:
     assert said(sound, "reset")[1].endswith("flr, bus")
     os.remove(sound.path(f"{CARD_PATH}/reset_method"))
-    assert said(sound, "reset")[0] is Verdict.WARN
+    # Nothing but the functions of this card is behind that bridge.
+    assert said(sound, "reset")[:2] == (
+        Verdict.PASS,
+        f"{CARD} with its bus as a whole, on which its functions are alone",
+    )
+    other = PciAddress.parse("01:01.0")
+    sound.add_device(other, group=21, parent=sound.real_path(f"/sys/bus/pci/devices/{PORT}"))
+    verdict, evidence, _ = said(sound, "reset")
+    assert verdict is Verdict.WARN
+    assert evidence.endswith("it may not start a second time")
     sound.put(f"{CARD_PATH}/reset")
     assert said(sound, "reset")[0] is Verdict.PASS
+
+
+@pytest.mark.parametrize("functions", [("09:00.0",), ("00:09.0", "00:09.1")])
+def test_a_card_without_a_reset(sound: SimulatedHost, functions: tuple[str, ...]) -> None:
+    """A single function would have told of its bus, and above a root bus is no bridge that could reset it."""
+    for number, text in enumerate(functions):
+        bridge = sound.real_path(f"/sys/bus/pci/devices/{PORT}")
+        parent = bridge if text.startswith("09") else "/sys/devices/pci0000:00"
+        code = 0x040300 if number else 0x030000
+        sound.add_device(PciAddress.parse(text), class_code=code, group=22, parent=parent)
+    verdicts = {one.about: one.verdict for one in outcome(sound, "reset").findings}
+    assert verdicts == {str(CARD): Verdict.PASS, f"0000:{functions[0]}": Verdict.WARN}
 
 
 def test_memory_of_a_card(sound: SimulatedHost) -> None:

@@ -114,7 +114,8 @@ def _facts(details: DeviceDetails) -> list[tuple[str, str]]:
         for other in details.companions
     ]
     lines.append(("Card", ", ".join(map(str, details.card)) or "none"))
-    lines.append(("Reset", ", ".join(details.reset_methods) or "none: it may not start a second time"))
+    whole = "with its bus as a whole" if details.resets_with_bus else "none: it may not start a second time"
+    lines.append(("Reset", ", ".join(details.reset_methods) or whole))
     if report.device.is_boot_display:
         lines.append(("Display", "the firmware's boot display"))
     if report.lent_to is not None:
@@ -187,6 +188,7 @@ def details_json(details: DeviceDetails) -> dict[str, Any]:
         "card": [str(address) for address in details.card],
         "group_members": [device_json(other) for other in details.companions],
         "reset_methods": list(details.reset_methods),
+        "resets_with_bus": details.resets_with_bus,
         "used_by": [
             {"process": process, "program": program, "node": node}
             for process, program, node in details.used_by

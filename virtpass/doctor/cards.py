@@ -163,6 +163,9 @@ def _reset(scene: Scene) -> list[Finding]:
         if methods:
             found.append(passed(", ".join(methods), about))
         elif not scene.host.exists(f"{device_path(card.address)}/reset"):
+            if scene.inventory.resets_with_bus(card.address):
+                found.append(passed("with its bus as a whole, on which its functions are alone", about))
+                continue
             what = "the kernel knows no way to reset it: it may not start a second time"
             fix = "shut guests down rather than end them; for some cards of AMD there is vendor-reset"
             found.append(Finding(Verdict.WARN, what, fix, about))
@@ -263,7 +266,9 @@ CHECKS = (
         "reset",
         "resetting the cards",
         "Between two guests, or guest and host, a card has to be reset. Without a way to do it the second"
-        " start may find the card as the first guest left it, until the host is switched off.",
+        " start may find the card as the first guest left it, until the host is switched off. Where no"
+        " function has a way of its own, as with many cards of NVIDIA, their bus is reset once the guest has"
+        " all of them.",
         _reset,
     ),
     Check(

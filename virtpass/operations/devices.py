@@ -50,7 +50,8 @@ class DeviceDetails:
         identity: its ids with the serial number where this user may see it.
         companions: the other members of its IOMMU group.
         card: all functions of its slot that go together.
-        reset_methods: how the kernel can reset it, first choice first; empty for not at all.
+        reset_methods: how the kernel can reset it alone, first choice first; empty for not at all.
+        resets_with_bus: whether VFIO can reset it with its card's other functions, by their bus.
         used_by: processes that have it open, as (process id, program, device node).
         functions: the virtual functions that it can have, and has; None when it can have none.
         mediated_types: the types of mediated devices that it offers.
@@ -62,6 +63,7 @@ class DeviceDetails:
     companions: tuple[DeviceReport, ...]
     card: tuple[PciAddress, ...]
     reset_methods: tuple[str, ...]
+    resets_with_bus: bool
     used_by: tuple[tuple[int, str, str], ...]
     functions: PhysicalFunction | None
     mediated_types: tuple[MediatedType, ...]
@@ -95,6 +97,7 @@ def show_device(host: Host, address: PciAddress) -> DeviceDetails:
         companions=tuple(companions),
         card=inventory.card(address),
         reset_methods=tuple((host.read(f"/sys/bus/pci/devices/{address}/reset_method") or "").split()),
+        resets_with_bus=inventory.resets_with_bus(address),
         used_by=tuple(holders(host, [address])),
         functions=physical_function(host, address),
         mediated_types=mediated_types(host, address),

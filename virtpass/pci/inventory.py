@@ -77,6 +77,19 @@ class Inventory:
         functions = (PciAddress(*address[:3], function) for function in range(8))
         return tuple(one for one in functions if one in self.devices and not self.devices[one].is_bridge)
 
+    def resets_with_bus(self, address: PciAddress) -> bool:
+        """Tell whether a device can be reset with its bus as a whole, on which its card is alone.
+
+        Of several functions on a bus none is reset alone by the bus, and no ``reset_method`` lists that
+        (pci_parent_bus_reset in the kernel's drivers/pci/pci.c: ENOTTY). VFIO resets the whole bus then, when
+        all of them go to one user (the hot reset of drivers/vfio/pci/vfio_pci_core.c, since the kernel's
+        commit 8b27ee60bfd6). It takes a bridge above, which a root bus has not. Whether a quirk of the kernel
+        forbids it for a device shows nowhere.
+        """
+        functions = [one for one in self.devices if one[:2] == address[:2]]
+        above = self.host.real_path(sysfs.device_path(address)).split("/")[-2:-1]
+        return len(functions) > 1 and tuple(functions) == self.card(address) and bool(sysfs.parsed(above))
+
     def device(self, address: PciAddress) -> Device:
         """Return one device.
 
