@@ -345,6 +345,42 @@ def test_the_command_asks(
     assert out.endswith("guest is set up: its next start goes as shown above\n")
 
 
+@pytest.mark.parametrize("before", ["hand-over", "refuse"])
+def test_a_policy_that_a_domain_has_is_the_answer(
+    connection: Connection,
+    host: SimulatedHost,
+    programs: Programs,
+    capfd: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+) -> None:
+    wish = replace(WISH, policy={"display": before})
+    setup.carry_out(connection, host, setup.plan_setup(connection, host, wish))
+    agreed = xml(connection)
+    # Neither at a terminal, where Enter would be an answer, nor without one is it asked for.
+    with monkeypatch.context() as terminal:
+        typed(terminal, "\n")
+        status, out, err = command(host, capfd, "setup", "01:00.0", "guest", "--dry-run")
+    assert status == 0, err
+    assert "May the desktop be ended" not in err
+    assert "Changes of the domain" not in out
+    _, _, err = command(host, capfd, "setup", "01:00.0", "guest", "--yes")
+    assert "all of this is set up already" in err
+    assert xml(connection) == agreed
+    # What is named counts.
+    other = {"hand-over": "refuse", "refuse": "hand-over"}[before]
+    named = ("setup", "01:00.0", "guest", "--policy", f"display={other}")
+    assert f"display={other}" in command(host, capfd, *named, "--dry-run")[1]
+
+
+def test_a_domain_that_is_not_there_is_told_before_its_desktop_is_asked_for(
+    connection: Connection, host: SimulatedHost, capfd: Captured
+) -> None:
+    status, _, err = command(host, capfd, "setup", "01:00.0", "gast", "--yes")
+    assert status == 3
+    assert "there is no domain 'gast'" in err
+
+
 def test_an_iommu_that_setup_switches_on_speaks_against_no_card(
     connection: Connection,
     host: SimulatedHost,

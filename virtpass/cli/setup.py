@@ -140,13 +140,16 @@ def _wish(
 
     Raises:
         UsageError: something is missing, and there is no terminal to ask on.
+        NotFoundError: there is no such domain.
     """
     cards = operation.cards(host)
     if address is None:
         address = _choose_card(cards)
     if name is None:
         name = _choose_domain([one for one in domains.list_domains(connection, host) if one.is_persistent])
-    if _DISPLAY not in settings and _is_last(cards, address):
+    # What a domain may do already is not asked again, and taken back by its name alone.
+    is_open = _DISPLAY not in settings and _is_last(cards, address)
+    if is_open and not operation.has_policy(connection, name):
         settings = {**settings, _DISPLAY: _choose_display(address)}
     return SetupWish(address, name, settings)
 

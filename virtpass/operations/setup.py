@@ -158,7 +158,7 @@ def plan_setup(connection: Connection, host: Host, wish: SetupWish) -> SetupPlan
         host=planned,
         hook=hook_status(host),
         domain=result.plan,
-        policy=changed(_policy(connection, wish.domain), wish.policy),
+        policy=changed(_policy(connection, wish.domain) or DEFAULT_POLICY, wish.policy),
         waits_for_reboot=waits,
         notes=result.notes,
     )
@@ -174,11 +174,21 @@ def _wishes(host: Host, wish: SetupWish) -> Wishes:
     return replace(before, bind=bind, unsafe_interrupts=before.unsafe_interrupts or wish.unsafe_interrupts)
 
 
-def _policy(connection: Connection, name: str) -> Policy:
+def has_policy(connection: Connection, name: str) -> bool:
+    """Tell whether virtpass looks after a domain already, whose policy stays but for what is wished.
+
+    Raises:
+        NotFoundError: no such domain.
+        UsageError: its metadata is not understood.
+    """
+    return _policy(connection, name) is not None
+
+
+def _policy(connection: Connection, name: str) -> Policy | None:
     try:
         return domains.policy(connection, name)
     except RefusedError:
-        return DEFAULT_POLICY
+        return None
 
 
 def carry_out(
