@@ -20,6 +20,7 @@ from tests.simulation import AUDIO, CARD, DISK, PORT, SimulatedHost
 from virtpass.binding.policy import KNOWN_POLICY
 from virtpass.cli import cli, main
 from virtpass.doctor.catalogue import CHECKS
+from virtpass.host.loaders import LOADERS
 from virtpass.system import domain_names as names
 
 Offer = Callable[..., list[tuple[str, ...]]]
@@ -193,6 +194,13 @@ def test_settings_of_a_policy_with_what_they_mean(offer: Offer, command: str) ->
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_what_makes_no_sense_is_no_error(offer: Offer, line: str, shell: str) -> None:
     offer(line, shell)
+
+
+@pytest.mark.parametrize("command", ["setup", "host plan", "host apply"])
+def test_bootloaders_with_their_titles(offer: Offer, command: str) -> None:
+    offered = offer(f"virtpass {command} --bootloader ")
+    assert [(value, text) for _, value, text in offered] == [(one.name, one.title) for one in LOADERS]
+    assert values(offer(f"virtpass {command} --bootloader=lim")) == ["--bootloader=limine"]
 
 
 # bash takes words apart

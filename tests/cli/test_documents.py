@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.test_commands import ROOT
 from virtpass.cli import cli
+from virtpass.host.loaders import LOADERS
 from virtpass.system.errors import VirtpassError
 
 README, CHINESE = Path(ROOT) / "README.md", Path(ROOT) / "README.zh-CN.md"
@@ -110,6 +111,13 @@ def test_links_lead_somewhere(path: Path) -> None:
     local = [one for one in links(path.read_text(encoding="utf-8")) if "://" not in one]
     targets = [path.parent / one.partition("#")[0] for one in local if not one.startswith("#")]
     assert [target for target in targets if not target.exists()] == []
+
+
+def test_the_table_of_bootloaders_has_the_names_that_can_be_typed() -> None:
+    text = (Path(ROOT) / "docs" / "host-preparation.md").read_text(encoding="utf-8")
+    table = text.partition("| bootloader | NAME |")[2].partition("\n\n")[0]
+    names: list[str] = re.findall(r"^\| [^|]+ \| `([^`]+)` \|", table, re.MULTILINE)
+    assert sorted(names) == sorted(loader.name for loader in LOADERS)
 
 
 # messages

@@ -627,3 +627,5 @@ def test_an_argument_that_runs_already_needs_no_bootloader_that_virtpass_knows(
     status, _, err = call(host, capfd, "host", "plan", "--pt")
     assert status == 4
     assert "no bootloader that virtpass knows" in err
+    assert "--bootloader" not in err, "whichever is named, nothing of it is there"
+    assert "add iommu=pt to the kernel's command line by hand" in err

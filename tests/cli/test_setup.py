@@ -436,6 +436,29 @@ def test_the_command_goes_on_after_a_reboot(
     assert "At the next start of guest:" in out
 
 
+def test_a_bootloader_that_cannot_be_told_is_named(
+    connection: Connection, host: SimulatedHost, programs: Programs, capfd: Captured
+) -> None:
+    switch_off(host)
+    host.put("/boot/extlinux/extlinux.conf", "LABEL linux\n  LINUX /vmlinuz\n  APPEND root=/dev/sda1 ro\n")
+    arguments = ("setup", "01:00.0", "guest", "--policy", "display=hand-over", "--yes")
+    status, _, err = command(host, capfd, *arguments)
+    assert status == 4
+    assert "say which with --bootloader, one of: grub, extlinux\n" in err
+    status, _, err = command(host, capfd, *arguments, "--bootloader", "lilo")
+    assert status == 2
+    assert "virtpass knows no bootloader 'lilo'; it knows grub, " in err
+    status, _, err = command(host, capfd, *arguments, "--bootloader", "grub")
+    assert status == 0, err
+    assert err.splitlines()[-1] == "now reboot; then virtpass setup goes on here"
+    assert command(host, capfd, "setup", "--bootloader", "grub")[0] == 2, "it was agreed to as it is"
+    switch_on(host)
+    # It is neither asked again after the reboot nor for whatever is set up later.
+    status, _, err = command(host, capfd, "setup")
+    assert status == 0, err
+    assert command(host, capfd, *arguments, "--bind", "--dry-run")[0] == 0
+
+
 def test_only_root_sets_up(
     connection: Connection,
     host: SimulatedHost,

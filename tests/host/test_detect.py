@@ -90,6 +90,10 @@ def test_none(loader: str) -> None:
     with pytest.raises(RefusedError, match=r"no bootloader that virtpass knows.*Some Linux 1") as caught:
         choose(facts(loader), [ABSENT])
     assert caught.value.reference == "no-bootloader"
+    assert caught.value.remedy == "if its menu is on a partition that is not mounted, mount it"
+    with pytest.raises(RefusedError) as caught:
+        choose(facts(loader), [ABSENT], arguments=("intel_iommu=on", "iommu=pt"))
+    assert "add intel_iommu=on iommu=pt to the kernel's command line by hand, and reboot" in caught.value.line
 
 
 def test_the_user_s_word_counts_against_all_evidence() -> None:

@@ -119,6 +119,24 @@ class CheckType(click.ParamType):
         ]
 
 
+class BootloaderType(click.ParamType):
+    """The name of a bootloader, looked up where it is used; completed with those that virtpass knows."""
+
+    name = "bootloader"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names that begin so, with what they stand for."""
+        from virtpass.host.loaders import LOADERS
+
+        return [
+            CompletionItem(loader.name, help=loader.title)
+            for loader in LOADERS
+            if loader.name.startswith(incomplete)
+        ]
+
+
 class SettingType(click.ParamType):
     """A setting of a policy, ``KEY=VALUE``, parsed by `virtpass.domain.policy`."""
 
@@ -148,6 +166,7 @@ def _is_elsewhere(ctx: click.Context) -> bool:
 ADDRESS = AddressType()
 DOMAIN = DomainType()
 CHECK = CheckType()
+BOOTLOADER = BootloaderType()
 SETTING = SettingType()
 
 connect = click.option(

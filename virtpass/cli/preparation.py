@@ -15,6 +15,7 @@ from virtpass.host.boot import Note, Severity
 from virtpass.host.facts import HostFacts
 from virtpass.host.iommu import Iommu, IommuState
 from virtpass.host.kernels import Kernel, Presence
+from virtpass.host.loaders import LOADERS
 from virtpass.host.prepare import HostPlan
 from virtpass.host.status import Check, Verdict
 from virtpass.host.wishes import ACS_DEFAULT, Wishes
@@ -45,6 +46,14 @@ root_option = click.option(
     # Whether it is there is told where it is used.
     type=click.Path(file_okay=False, resolve_path=True),
     help="Work on the system below this directory (a chroot, a rescue mount, an image).",
+)
+
+bootloader_option = click.option(
+    "--bootloader",
+    type=options.BOOTLOADER,
+    default="",
+    metavar="NAME",
+    help=f"The bootloader, where it cannot be told: {', '.join(sorted(loader.name for loader in LOADERS))}.",
 )
 
 
@@ -93,9 +102,7 @@ def _wishes(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--kernel-arg", "arguments", multiple=True, metavar="ARG", help="Add this kernel argument."
             ),
-            click.option(
-                "--bootloader", default="", metavar="NAME", help="The bootloader, where it cannot be told."
-            ),
+            bootloader_option,
             click.option(
                 "--no-fallback-entry",
                 "fallback_entry",

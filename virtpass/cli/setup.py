@@ -14,7 +14,7 @@ from virtpass.cli.devices import title, verdict
 from virtpass.cli.domains import show_diff
 from virtpass.cli.hooks import STATES, show_rehearsal
 from virtpass.cli.output import agree, joined, note, say, say_fact
-from virtpass.cli.preparation import show_changes
+from virtpass.cli.preparation import bootloader_option, show_changes
 from virtpass.domain.policy import meaning, parse_settings
 from virtpass.host.prepare import HostPlan
 from virtpass.operations import domains
@@ -50,6 +50,7 @@ _LABEL = 9
     is_flag=True,
     help="Accept interrupts that are not remapped: a guest can then disturb the host.",
 )
+@bootloader_option
 @options.yes
 @options.dry_run
 @options.connect
@@ -61,6 +62,7 @@ def setup(
     settings: tuple[str, ...],
     bind: bool,
     unsafe_interrupts: bool,
+    bootloader: str,
     yes: bool,
     dry_run: bool,
     uri: str,
@@ -73,7 +75,7 @@ def setup(
     host: Host = context.obj
     with Connection.open(uri) as connection:
         if address is None and (begun := _pending(host)) is not None:
-            if settings or bind or unsafe_interrupts:
+            if settings or bind or unsafe_interrupts or bootloader:
                 raise UsageError(
                     "goes-on",
                     "a setup waits to be gone on with, and was agreed to as it is",
@@ -88,7 +90,7 @@ def setup(
                 note("the domain is not as it was when this was agreed to")
         else:
             wish = _wish(connection, host, address, name, parse_settings(settings))
-            wish = replace(wish, bind=bind, unsafe_interrupts=unsafe_interrupts)
+            wish = replace(wish, bind=bind, unsafe_interrupts=unsafe_interrupts, bootloader=bootloader)
             with under_way("looking at host, hook and domain"):
                 plan = operation.plan_setup(connection, host, wish)
             agreed = yes

@@ -7,13 +7,16 @@ from virtpass.host.facts import HostFacts
 from virtpass.system.errors import RefusedError, UsageError
 
 
-def choose(facts: HostFacts, loaders: Sequence[Loader], wanted: str = "") -> Loader:
+def choose(
+    facts: HostFacts, loaders: Sequence[Loader], wanted: str = "", arguments: Sequence[str] = ()
+) -> Loader:
     """Return the loader of a host.
 
     Args:
         facts: the host.
         loaders: those that virtpass knows.
         wanted: the name that the user gave; empty for finding out.
+        arguments: the kernel arguments that are missing, for whoever has to add them by hand.
 
     Raises:
         UsageError: there is no loader of that name.
@@ -23,10 +26,12 @@ def choose(facts: HostFacts, loaders: Sequence[Loader], wanted: str = "") -> Loa
         return named(wanted, loaders)
     found = _found(facts, loaders)
     if not found:
+        # To name one does not help: one of which there is nothing is refused.
+        by_hand = f"; else add {' '.join(arguments)} to the kernel's command line by hand, and reboot"
         raise RefusedError(
             "no-bootloader",
             f"no bootloader that virtpass knows is on this host ({facts.distribution_name})",
-            "virtpass host plan --bootloader NAME, or add the arguments by hand",
+            f"if its menu is on a partition that is not mounted, mount it{by_hand if arguments else ''}",
         )
     if len(found) == 1:
         return found[0][0]

@@ -460,7 +460,7 @@ def _loader(
     if not (decision.arguments or present.loader or rebuilds_initramfs):
         return None, ()
     try:
-        loader = choose(facts, LOADERS, wanted)
+        loader = choose(facts, LOADERS, wanted, tokens.missing(decision.arguments, facts.running))
         if loader.evidence(facts) is None:
             raise RefusedError(
                 "no-bootloader",

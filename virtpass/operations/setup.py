@@ -45,6 +45,7 @@ class SetupWish:
         policy: values of the policy, by key.
         bind: whether vfio-pci shall have the card from boot on.
         unsafe_interrupts: whether interrupts that are not remapped are accepted.
+        bootloader: name of the bootloader when it cannot be told; empty for finding out.
     """
 
     address: PciAddress
@@ -52,6 +53,7 @@ class SetupWish:
     policy: Mapping[str, str] = field(default_factory=dict)
     bind: bool = False
     unsafe_interrupts: bool = False
+    bootloader: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,12 @@ def _wishes(host: Host, wish: SetupWish) -> Wishes:
     bind = before.bind
     if wish.bind and not any(one.same_slot(wish.address) for one in bind):
         bind = (*bind, wish.address)
-    return replace(before, bind=bind, unsafe_interrupts=before.unsafe_interrupts or wish.unsafe_interrupts)
+    return replace(
+        before,
+        bind=bind,
+        unsafe_interrupts=before.unsafe_interrupts or wish.unsafe_interrupts,
+        bootloader=wish.bootloader or before.bootloader,
+    )
 
 
 def has_policy(connection: Connection, name: str) -> bool:
@@ -297,6 +304,7 @@ def pending(host: Host) -> Pending | None:
             {str(key): str(value) for key, value in found["policy"].items()},
             bind=found["bind"] is True,
             unsafe_interrupts=found["unsafe_interrupts"] is True,
+            bootloader=str(found["bootloader"]),
         )
         vendor, device, board_vendor, board, serial = found["identity"]
         identity = Identity(int(vendor), int(device), int(board_vendor), int(board), str(serial))
@@ -353,6 +361,7 @@ def _remember(host: Host, plan: SetupPlan) -> None:
         "policy": dict(wish.policy),
         "bind": wish.bind,
         "unsafe_interrupts": wish.unsafe_interrupts,
+        "bootloader": wish.bootloader,
         "identity": list(plan.identity),
         "boot": read_facts(host).boot_id,
         "domain_digest": _digest(plan.domain),
