@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,32 @@ def test_a_host_that_is_ready_needs_nothing(host: SimulatedHost, capfd: Captured
     assert status == 0
     assert out == "IOMMU       on (intel), 1 unit and 7 groups in sysfs\nnothing needs to be changed\n"
     assert err == ""
+
+
+def in_the_firmware(host: SimulatedHost) -> None:
+    switch_off(host)
+    os.remove(host.path("/sys/firmware/acpi/tables/DMAR"))
+
+
+def without_remapping(host: SimulatedHost) -> None:
+    for interrupt in host.names("/sys/kernel/irq"):
+        os.unlink(host.path(f"/sys/kernel/irq/{interrupt}/chip_name"))
+    host.put("/sys/kernel/irq/1/chip_name", "IO-APIC\n")
+
+
+@pytest.mark.parametrize("lacks", [in_the_firmware, without_remapping])
+def test_a_host_that_virtpass_cannot_make_ready_is_not_called_so(
+    host: SimulatedHost, capfd: Captured, lacks: Callable[[SimulatedHost], None]
+) -> None:
+    lacks(host)
+    status, out, err = call(host, capfd, "host", "plan")
+    assert status == 0
+    # Whoever keeps standard output alone is not reassured.
+    assert out.endswith(
+        "\nnothing is left that virtpass could change; but this host is not ready: virtpass doctor\n"
+    )
+    assert "nothing needs to be changed" not in out
+    assert err.startswith("warning: ")
 
 
 def test_a_plan_shows_what_it_comes_to_then_diffs_then_commands(host: SimulatedHost, capfd: Captured) -> None:
@@ -461,6 +488,23 @@ def test_without_an_iommu_the_status_says_where_to_look(host: SimulatedHost, cap
     assert call(host, capfd, "host", "status")[2] == ""
     switch_off(host)
     assert call(host, capfd, "host", "status")[2] == "next: virtpass doctor\n"
+
+
+def test_without_remapping_the_status_says_where_to_look(host: SimulatedHost, capfd: Captured) -> None:
+    without_remapping(host)
+    assert call(host, capfd, "host", "status")[2] == "next: virtpass doctor\n"
+
+
+def test_what_comes_next_stands_below_all_facts(
+    host: SimulatedHost, programs: Programs, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(host, capfd, "host", "apply", "--pt", "--yes")[0] == 0
+    switch_off(host)
+    # Both outputs go to one place, as on a terminal.
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    lines = call(host, capfd, "host", "status")[1].splitlines()
+    assert "Applied     iommu=pt" in lines
+    assert lines[-1] == "next: virtpass doctor"
 
 
 @pytest.mark.parametrize("answer", ["", "n\n", "maybe\nNO\n"])

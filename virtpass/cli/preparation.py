@@ -283,9 +283,6 @@ def _show_status(found: host_preparation.HostStatus) -> None:
     say_facts(shown, _LABEL)
     if found.is_unfinished:
         say_fact("Unfinished", "a change was cut off half way", _LABEL)
-        note("next: sudo virtpass host recover")
-    elif not found.iommu.is_on and found.iommu.state is not IommuState.UNKNOWN:
-        note("next: virtpass doctor")
     if found.record is not None:
         applied = " ".join(found.record.arguments) or "no kernel argument"
     else:
@@ -294,6 +291,11 @@ def _show_status(found: host_preparation.HostStatus) -> None:
     for check in found.checks:
         colour = _VERDICT_COLOURS[check.verdict]
         say_fact(check.verdict.value, check.text, 22, indent="  ", colour=colour)
+    # Below all facts, also where both outputs go to one place.
+    if found.is_unfinished:
+        note("next: sudo virtpass host recover")
+    elif found.iommu.state is IommuState.ARGUMENT_MISSING or found.iommu.is_beyond_virtpass:
+        note("next: virtpass doctor")
 
 
 def _system(facts: HostFacts) -> str:
@@ -410,7 +412,10 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
     say_facts(_summary(wanted), _LABEL)
     show_changes(wanted)
     if wanted.is_empty:
-        say("nothing needs to be changed" + ("" if wanted.record is None else ": it is applied already"))
+        is_ready = not wanted.iommu.is_beyond_virtpass
+        what = "nothing needs to be changed" if is_ready else "nothing is left that virtpass could change"
+        applied = "" if wanted.record is None else ": it is applied already"
+        say(f"{what}{applied}{'' if is_ready else '; but this host is not ready: virtpass doctor'}")
     elif wanted.needs_reboot and not is_asking:
         say("it takes effect at the next boot")
 

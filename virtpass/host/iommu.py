@@ -55,6 +55,14 @@ class Iommu:
         """Whether devices can be isolated now."""
         return self.state is IommuState.ON
 
+    @property
+    def is_beyond_virtpass(self) -> bool:
+        """Whether no device can be given away, and no kernel argument that virtpass adds by itself helps."""
+        if self.is_on:
+            return not (self.remaps_interrupts or self.allows_unsafe)
+        # Of a system that does not run here nothing is known.
+        return self.state not in (IommuState.ARGUMENT_MISSING, IommuState.UNKNOWN)
+
 
 def read_iommu(facts: HostFacts) -> Iommu:
     """Read the state; needs no permission."""
