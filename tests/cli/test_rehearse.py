@@ -242,7 +242,7 @@ def test_on_a_narrow_terminal_each_line_stays_beside_its_number(
 @pytest.mark.parametrize(
     ("xml", "expected", "words"),
     [
-        (b"", 2, "line 1, column 0; give it the output of: virsh dumpxml DOMAIN"),
+        (b"", 2, "line 1, column 0; give it the output of: virsh -c qemu:///system dumpxml DOMAIN"),
         (b"<network/>", 2, "not that of a domain"),
         (b"<!DOCTYPE domain [<!ENTITY a 'b'>]><domain/>", 2, "document type"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.domain.documents import UUID, domain, hostdev
 from tests.host import choices, rows_grub
 from tests.host.machine import switch_off
 from tests.host.rows import Programs
-from tests.simulation import AUDIO, CARD, GUEST, NIC, SimulatedHost, domain_xml
+from tests.simulation import AUDIO, CARD, GUEST, NIC, OTHER, SimulatedHost, domain_xml
 from virtpass.hook.entry import run as run_hook
 from virtpass.hook.install import HOOK
 from virtpass.host.initramfs.initramfs_tools import InitramfsTools
@@ -27,6 +28,7 @@ from virtpass.system.host import Host
 from virtpass.system.libvirt import Connection
 
 WISH = SetupWish(CARD, "guest", {"display": "hand-over"})
+HAND_OVER = ("--policy", "display=hand-over")
 BOOT = "/proc/sys/kernel/random/boot_id"
 DEBIAN = next(row for row in rows_grub.ROWS if row.name == "debian-12-grub")
 
@@ -301,7 +303,7 @@ def test_the_command_without_a_terminal(
     status, out, err = command(host, capfd, *arguments, "--yes")
     assert status == 0
     assert "At the next start of guest:\n 1. wait for others who move devices" in out
-    assert err.splitlines()[-1] == "next: virsh start guest, or the button in virt-manager"
+    assert err.splitlines()[-1] == "next: virsh -c test:///default start guest, or the button in virt-manager"
     assert xml(connection) != before
     # A second time there is nothing to do, and the same check at the end.
     status, out, err = command(host, capfd, *arguments, "--yes")
@@ -319,6 +321,17 @@ def test_the_command_without_a_terminal(
     assert xml(connection) == before
     status, _, err = command(host, capfd, "uninstall", "--yes")
     assert (status, err) == (0, "nothing of virtpass is on this host\n")
+
+
+def test_what_comes_next_can_be_typed_whatever_the_name(
+    connection: Connection, host: SimulatedHost, programs: Programs, capfd: Captured
+) -> None:
+    name = "my win; reboot"
+    connection.define(domain(kind="test", name=name, uuid=OTHER), validate=False)
+    status, _, err = command(host, capfd, "setup", "01:00.0", name, *HAND_OVER, "--yes")
+    assert status == 0, err
+    words = shlex.split(err.splitlines()[-1].partition(", or ")[0])
+    assert words == ["next:", "virsh", "-c", TEST_DRIVER, "start", name]
 
 
 def test_the_command_asks(

@@ -82,6 +82,7 @@ def test_a_domain_that_is_not_there(connection: Connection, name: str) -> None:
         connection.domain(name)
     assert caught.value.reference == "no-domain"
     assert caught.value.line.isprintable()
+    assert caught.value.remedy == f"list them with: virsh -c {connection.uri} list --all"
 
 
 def test_domains_are_listed_by_name(connection: Connection) -> None:

@@ -92,7 +92,7 @@ def test_setup_asks_at_a_terminal(front: Machine, owner: Guest) -> None:
     assert traces(owner) == before
     done = at_a_terminal(front, "\n\ny\ny\n", "setup")
     assert done.status == 0, str(done)
-    assert "next: virsh start" in done.text
+    assert "next: virsh -c qemu:///system start" in done.text
     back = at_a_terminal(front, "y\n", "uninstall")
     assert back.status == 0, str(back)
     assert traces(owner) == before

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 CARD, AUDIO = topology.CARD, topology.CARD_AUDIO
 SETUP = ("setup", CARD, "guest", "--policy", "display=hand-over", "--yes")
 SWITCH = "intel_iommu=on"
+START = "virsh -c qemu:///system start guest"
 # Names, modes, owners and contents below /var/lib, but for what dpkg, libvirt and systemd keep there.
 STATE = (
     "find /var/lib -path /var/lib/dpkg -prune -o -path /var/lib/libvirt -prune -o -path /var/lib/systemd"
@@ -171,9 +172,9 @@ def test_at_the_monitor(front: Front) -> None:
     console.clear()
     prompt = machine.picture()
     console.command("virtpass setup")
-    console.wait_for("next: virsh start guest")
+    console.wait_for(f"next: {START}")
     front.picture("4-goes-on")
-    console.command("virsh start guest")
+    console.command(START)
     machine.wait_until(lambda: front.guest.state() == "running", "the domain runs", 180)
     front.lend_and_take_back(console, prompt, "5")
     assert machine.state() == drivers

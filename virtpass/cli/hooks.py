@@ -86,7 +86,7 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     except UsageError as error:
         if domain != "-":
             raise
-        remedy = error.remedy or "give it the output of: virsh dumpxml DOMAIN"
+        remedy = error.remedy or "give it the output of: virsh -c qemu:///system dumpxml DOMAIN"
         raise UsageError(error.reference, error.what, remedy) from error
     if as_json:
         say_json(rehearsal_json(found))

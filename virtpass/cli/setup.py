@@ -33,7 +33,7 @@ from virtpass.system.errors import (
     one_line,
 )
 from virtpass.system.host import Host
-from virtpass.system.libvirt import Connection
+from virtpass.system.libvirt import Connection, virsh
 from virtpass.system.tasks import under_way
 
 _DISPLAY = "display"
@@ -122,7 +122,7 @@ def setup(
         _show_start(found)
     if found.problem is not None:
         context.exit(EXIT_FAILED)
-    note(f"next: virsh start {one_line(found.name)}, or the button in virt-manager")
+    note(f"next: {virsh('start', found.name, uri=uri)}, or the button in virt-manager")
 
 
 def _pending(host: Host) -> operation.Pending | None:

@@ -306,5 +306,5 @@ def _misunderstood(why: str) -> UsageError:
     return UsageError(
         "metadata",
         f"the metadata of virtpass in the domain's XML is not understood: {why}",
-        "a newer virtpass may have written it; otherwise correct it with virsh edit",
+        "a newer virtpass may have written it; otherwise correct it with virsh -c qemu:///system edit",
     )

@@ -449,13 +449,13 @@ class _Edit:
             raise RefusedError(
                 "is-interface",
                 f"{hostdev.source} is a network interface of domain '{self.name}', libvirt's own business",
-                "change it with: virsh detach-interface --config",
+                "change it with: virsh -c qemu:///system detach-interface --config",
             )
         if hostdev.kind == "disk":
             raise RefusedError(
                 "is-disk",
                 f"{hostdev.source} is a disk of domain '{self.name}' (type nvme), which QEMU itself drives",
-                "change it with: virsh detach-disk --config",
+                "change it with: virsh -c qemu:///system detach-disk --config",
             )
 
     def _add_root_port(self, index: int) -> None:

@@ -16,7 +16,7 @@ from virtpass.pci.address import PciAddress
 from virtpass.system.commands import run_command
 from virtpass.system.errors import RefusedError, VirtpassError
 from virtpass.system.host import Host
-from virtpass.system.libvirt import Connection
+from virtpass.system.libvirt import Connection, virsh
 from virtpass.transaction.engine import Runner
 
 _STATE = "/var/lib/virtpass"
@@ -75,7 +75,9 @@ def plan_uninstall(connection: Connection, host: Host) -> UninstallPlan:
     for one in found:
         if one.problem and NAMESPACE in connection.domain(one.uuid).shown_xml():
             raise RefusedError(
-                "metadata", f"domain '{one.name}' cannot be given back: {one.problem}", "virsh edit mends it"
+                "metadata",
+                f"domain '{one.name}' cannot be given back: {one.problem}",
+                f"{virsh('edit', one.name, uri=connection.uri)} mends it",
             )
     ours = [one for one in found if one.is_ours]
     changes = [domains.release(connection, host, one.uuid, dry_run=True).plan for one in ours]

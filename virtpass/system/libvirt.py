@@ -8,6 +8,7 @@ import errno
 import importlib
 import queue
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -76,6 +77,15 @@ class _Connect(Protocol):
     def lookupByUUIDString(self, uuid: str) -> _Domain: ...  # noqa: N802
     def defineXMLFlags(self, xml: str, flags: int = 0) -> _Domain: ...  # noqa: N802
     def nodeDeviceLookupByName(self, name: str) -> _NodeDevice: ...  # noqa: N802
+
+
+def virsh(*words: str, uri: str = SYSTEM) -> str:
+    """Return a command for users to type, quoted for their shell.
+
+    It names the connection: without, an ordinary user's virsh asks a daemon of that user's own on many hosts
+    (``qemu:///session``), which knows none of these domains.
+    """
+    return shlex.join(("virsh", "-c", uri, *words))
 
 
 class Domain:
@@ -220,7 +230,9 @@ class Connection:
             found = self._look_up(self._handle.lookupByUUIDString, name)
         if found is None:
             raise NotFoundError(
-                "no-domain", f"there is no domain '{name}' at {self.uri}", "list them with: virsh list --all"
+                "no-domain",
+                f"there is no domain '{name}' at {self.uri}",
+                f"list them with: {virsh('list', '--all', uri=self.uri)}",
             )
         return found
 
@@ -349,7 +361,7 @@ def _explained(error: Any, task: str) -> VirtpassError:  # noqa: ANN401 (libvirt
     text = " ".join((error.get_error_message() or str(error)).split())
     what = f"{task}: {text}"
     if code == libvirt.VIR_ERR_NO_DOMAIN:
-        return NotFoundError("no-domain", what, "list them with: virsh list --all")
+        return NotFoundError("no-domain", what, f"list them with: {virsh('list', '--all')}")
     if code == libvirt.VIR_ERR_NO_NODE_DEVICE:
         return NotFoundError("no-device", what, "virtpass devices lists them")
     if code in _codes(
