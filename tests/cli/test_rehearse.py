@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_commands import TEST_DRIVER, Captured, call
+from tests.domain import documents
 from tests.simulation import AUDIO, CARD, GUEST, OTHER, SHARED, SimulatedHost, add_processors, domain_xml
 from virtpass.binding import engine
 from virtpass.binding.journal import journals, read_journal
@@ -20,6 +21,8 @@ from virtpass.hook.install import HOOK
 from virtpass.operations import rehearsal
 from virtpass.operations.hooks import install_hook
 from virtpass.operations.recovery import recover
+from virtpass.pci.address import PciAddress
+from virtpass.system.libvirt import Connection
 
 POLICY = "<v:policy display='hand-over' wait='20'/>"
 HAND_OVER = f"<v:passthrough xmlns:v='urn:virtpass:passthrough:1'>{POLICY}</v:passthrough>"
@@ -267,6 +270,31 @@ def test_a_domain_of_libvirt(host: SimulatedHost, capfd: Captured) -> None:
     assert err == "next: virtpass domain adopt test, or: virtpass domain attach test ADDRESS\n"
     status, _, err = call(host, capfd, "hook", "rehearse", "nobody", "-c", TEST_DRIVER)
     assert status == 3
+
+
+def ours(connection: Connection, *, card: PciAddress = CARD) -> None:
+    hostdevs = (documents.hostdev(str(card)), documents.hostdev(str(AUDIO)))
+    xml = documents.domain(*hostdevs, kind="test", metadata=HAND_OVER)
+    connection.define(xml, validate=False)
+
+
+def test_a_start_that_would_go_well_comes_next(host: SimulatedHost, capfd: Captured) -> None:
+    pytest.importorskip("libvirt")
+    arguments = ("hook", "rehearse", "guest", "-c", TEST_DRIVER)
+    with Connection.open(TEST_DRIVER) as connection:
+        ours(connection)
+        status, out, err = call(host, capfd, *arguments)
+        assert (status, out.endswith("guest would start; all of this is undone when it stops\n")) == (0, True)
+        last = err.splitlines()[-1]
+        assert last == f"next: virsh -c {TEST_DRIVER} start guest, or the button in virt-manager"
+        assert "next" not in call(host, capfd, *arguments, "--json")[2]
+        # Without the hook, and where it would refuse, a start is not what helps.
+        os.chmod(host.path(HOOK), 0o644)
+        assert "next: " not in call(host, capfd, *arguments)[2]
+        os.chmod(host.path(HOOK), 0o755)
+        ours(connection, card=PciAddress.parse("09:00.0"))
+        status, _, err = call(host, capfd, *arguments)
+        assert (status, "next: " in err) == (1, False)
 
 
 def test_the_last_console_of_the_host_does_not_go_where_the_desktop_would_stay(

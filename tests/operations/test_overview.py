@@ -92,7 +92,7 @@ def test_a_domain_that_has_a_card_already_lacks_the_hook_alone(host: SimulatedHo
         domains.attach(connection, host, "guest", [PciAddress.parse("01:00.0")])
         assert step(host) == "sudo virtpass hook install"
         install(host)
-        assert step(host) == "virsh start guest"
+        assert step(host) == "virtpass hook rehearse guest"
         os.chmod(host.path("/etc/libvirt/hooks/qemu.d/50-virtpass"), 0o644)
         assert step(host) == "sudo virtpass hook install"
 

@@ -79,7 +79,7 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
     from virtpass.operations.rehearsal import rehearse as rehearsed
 
     host: Host = context.obj
-    xml = _xml(host, domain, uri)
+    xml, is_resting = _subject(host, domain, uri)
     try:
         with under_way("looking at the devices, and who uses them"):
             found = rehearsed(host, xml)
@@ -92,6 +92,8 @@ def rehearse(context: click.Context, domain: str, uri: str, as_json: bool) -> No
         say_json(rehearsal_json(found))
     else:
         show_rehearsal(found)
+        if is_resting and found.problem is None and found.is_ours and found.is_called:
+            note_start(found.name, uri)
     if found.problem is not None:
         context.exit(EXIT_FAILED)
 
@@ -119,13 +121,22 @@ def show_rehearsal(found: Rehearsal) -> None:
         note(f"warning: {found.warning}")
 
 
-def _xml(host: Host, domain: str, uri: str) -> str:
+def note_start(name: str, uri: str) -> None:
+    """Say how a domain is started, as what comes next."""
+    from virtpass.system.libvirt import virsh
+
+    note(f"next: {virsh('start', name, uri=uri)}, or the button in virt-manager")
+
+
+def _subject(host: Host, domain: str, uri: str) -> tuple[str, bool]:
+    """Return the XML whose start is rehearsed, and whether libvirt has that domain, shut off."""
     if domain == "-":
-        return sys.stdin.buffer.read(MAX_XML + 1).decode("utf-8", "surrogateescape")
+        return sys.stdin.buffer.read(MAX_XML + 1).decode("utf-8", "surrogateescape"), False
     from virtpass.system.recorded_libvirt import connect
 
     with connect(host, uri) as connection:
-        return connection.domain(domain).shown_xml()
+        found = connection.domain(domain)
+        return found.shown_xml(), not found.is_active
 
 
 def rehearsal_json(found: Rehearsal) -> dict[str, object]:

@@ -12,7 +12,7 @@ import click
 from virtpass.cli import options
 from virtpass.cli.devices import title, verdict
 from virtpass.cli.domains import show_diff
-from virtpass.cli.hooks import STATES, show_rehearsal
+from virtpass.cli.hooks import STATES, note_start, show_rehearsal
 from virtpass.cli.output import agree, joined, note, say, say_fact
 from virtpass.cli.preparation import bootloader_option, show_changes
 from virtpass.domain.policy import meaning, parse_settings
@@ -33,7 +33,7 @@ from virtpass.system.errors import (
     one_line,
 )
 from virtpass.system.host import Host
-from virtpass.system.libvirt import Connection, virsh
+from virtpass.system.libvirt import Connection
 from virtpass.system.tasks import under_way
 
 _DISPLAY = "display"
@@ -122,7 +122,7 @@ def setup(
         _show_start(found)
     if found.problem is not None:
         context.exit(EXIT_FAILED)
-    note(f"next: {virsh('start', found.name, uri=uri)}, or the button in virt-manager")
+    note_start(found.name, uri)
 
 
 def _pending(host: Host) -> operation.Pending | None:

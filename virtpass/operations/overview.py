@@ -123,7 +123,10 @@ def _next_step(
         address = str(ready[0].device.address) if ready else "ADDRESS"
         return f"sudo virtpass setup {address} DOMAIN"
     resting = [one for one in ours if not one.is_active]
-    return f"virsh start {shlex.quote(resting[0].name)}" if resting else "nothing: all is as it should be"
+    if not resting:
+        return "nothing: all is as it should be"
+    # Not the start: it may be refused, or end the desktop of whoever types it. The rehearsal tells that.
+    return f"virtpass hook rehearse {shlex.quote(resting[0].name)}"
 
 
 def _takes_an_argument(host: Host) -> bool:

@@ -94,6 +94,7 @@ class Rehearsal:
         warning: what the host loses while the domain runs, and why things may go otherwise: the hook is not
             installed, or the daemon does not know of it; empty for nothing.
         is_ours: whether the hook would do anything; if not, the domain starts as it is.
+        is_called: whether libvirt would call this hook, as far as can be seen.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Rehearsal:
     problem: VirtpassError | None
     warning: str = ""
     is_ours: bool = True
+    is_called: bool = True
 
 
 def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
@@ -136,9 +138,9 @@ def rehearse(host: Host, xml: str, *, supposes_hook: bool = False) -> Rehearsal:
         found += _steps(host, there, checked, left, makings)
     except VirtpassError as error:
         found.append(next_one)
-        return Rehearsal(request.name, request.uuid, tuple(found), error, otherwise)
+        return Rehearsal(request.name, request.uuid, tuple(found), error, otherwise, is_called=not otherwise)
     warning = "; ".join(one for one in (checked.warning, otherwise) if one)
-    return Rehearsal(request.name, request.uuid, tuple(found), None, warning)
+    return Rehearsal(request.name, request.uuid, tuple(found), None, warning, is_called=not otherwise)
 
 
 def _otherwise(host: Host) -> str:
