@@ -104,3 +104,20 @@ def test_a_hook_that_cannot_be_looked_at_is_no_next_step(
     assert overview(host, TEST_DRIVER).hook.state == "unknown"
     assert "hook install" not in step(host)
     assert step(host) == f"sudo virtpass setup {CARD} DOMAIN"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("01:00.0", f"sudo virtpass setup {CARD} guest"), ("02:00.0", "virtpass domain adopt guest")],
+    ids=["a card", "another device"],
+)
+def test_devices_that_were_added_elsewhere_get_looked_after(
+    host: SimulatedHost, address: str, expected: str
+) -> None:
+    pytest.importorskip("libvirt")
+    install(host)
+    with Connection.open(TEST_DRIVER) as connection:
+        connection.define(
+            documents.domain(documents.hostdev(address, "03:00.0"), kind="test"), validate=False
+        )
+        assert step(host) == expected

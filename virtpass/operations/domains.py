@@ -26,7 +26,7 @@ from virtpass.pci.inventory import Inventory, read_device, read_inventory
 from virtpass.pci.isolation import Level, judge, must_go_along
 from virtpass.system.errors import FailedError, NotFoundError, RefusedError, UsageError, VirtpassError
 from virtpass.system.host import Host
-from virtpass.system.libvirt import Connection, Domain
+from virtpass.system.libvirt import Connection, Domain, virsh
 
 # Reasons against a device that are the same for all of them: what mends these shows nowhere at the device.
 _OF_HOST = ("no-iommu", "no-interrupt-remapping")
@@ -289,7 +289,7 @@ def _persistent(connection: Connection, name: str) -> Domain:
         raise RefusedError(
             "transient",
             f"domain '{domain.name}' is transient: it has no definition that a change could go into",
-            "define it first with: virsh define",
+            f"define it first with: virsh -c {connection.uri} define FILE",
         )
     return domain
 
@@ -303,7 +303,8 @@ def _resting(connection: Connection, name: str) -> Domain:
         raise RefusedError(
             "saved-state",
             f"domain '{domain.name}' has a saved state, and would go on with the devices in that",
-            "start it and shut it down, or drop the state with: virsh managedsave-remove",
+            "start it and shut it down, or drop the state with: "
+            f"{virsh('managedsave-remove', domain.name, uri=connection.uri)}",
         )
     return domain
 
@@ -426,7 +427,7 @@ def _restore(connection: Connection, domain: Domain, old: str) -> None:
         failure = FailedError(
             "not-restored",
             f"libvirt changed domain '{domain.name}' otherwise than planned, and not back: {problem}",
-            "look at it with: virsh edit",
+            f"look at it with: {virsh('edit', domain.name, uri=connection.uri)}",
         )
         failure.add_note(old)
         raise failure

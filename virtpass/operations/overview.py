@@ -118,7 +118,7 @@ def _next_step(
     if not ours:
         foreign = [one for one in domains if not one.is_active]
         if foreign:
-            return f"virtpass domain adopt {shlex.quote(foreign[0].name)}"
+            return _look_after(foreign[0], displays)
         ready = [card for card in displays if card.verdict.level is Level.READY]
         address = str(ready[0].device.address) if ready else "ADDRESS"
         return f"sudo virtpass setup {address} DOMAIN"
@@ -127,6 +127,16 @@ def _next_step(
         return "nothing: all is as it should be"
     # Not the start: it may be refused, or end the desktop of whoever types it. The rehearsal tells that.
     return f"virtpass hook rehearse {shlex.quote(resting[0].name)}"
+
+
+def _look_after(domain: DomainReport, displays: list[DeviceReport]) -> str:
+    """Return how a domain with devices gets looked after: with a card, setup asks what else it takes."""
+    name = shlex.quote(domain.name)
+    cards = {card.device.address for card in displays}
+    for one in domain.devices:
+        if one.address in cards:
+            return f"sudo virtpass setup {one.address} {name}"
+    return f"virtpass domain adopt {name}"
 
 
 def _takes_an_argument(host: Host) -> bool:
