@@ -289,7 +289,7 @@ def _persistent(connection: Connection, name: str) -> Domain:
         raise RefusedError(
             "transient",
             f"domain '{domain.name}' is transient: it has no definition that a change could go into",
-            f"define it first with: virsh -c {connection.uri} define FILE",
+            f"define it first with: {virsh('define', 'FILE', uri=connection.uri)}",
         )
     return domain
 
