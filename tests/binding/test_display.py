@@ -126,8 +126,6 @@ class Desktop(SimulatedHost):
                 self.put(f"/sys/module/{module}/refcnt", "0\n")
                 self.put(f"/sys/module/nvidia/holders/{module}")
             return 0
-        if argv[:4] == ["/sbin/modprobe", "-n", "-a", "--"]:
-            return 1 if self.broken & set(argv[4:]) else 0
         if name == "modprobe" and argv[-1].startswith("nvidia"):
             if self.is_kept_out(argv[-1]) or argv[-1] in self.broken:
                 return 1
@@ -146,6 +144,8 @@ class Desktop(SimulatedHost):
     ) -> tuple[int | None, str]:
         if argv[1] == "is-system-running":
             return 1, self.system_state
+        if argv[:5] == ["/sbin/modprobe", "-n", "-a", "--", "vfio"]:
+            return (1 if self.broken & set(argv[4:]) else 0), ""
         if argv[1] == "show-user":
             return (0, self.user_state) if self.user_state else (1, "")
         if argv[1] == "show-session":
@@ -507,12 +507,25 @@ def test_nvidia_is_unloaded_and_never_unbound(host: Desktop) -> None:
     assert host.programs == ["modprobe -- nvidia_drm", "modprobe -- nvidia_modeset", "modprobe -- nvidia"]
 
 
+def test_where_nobody_can_tell_nvidia_is_unloaded(host: Desktop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a snapshot without the answer, or without modprobe."""
+
+    def fail(*_: object, **__: object) -> tuple[int | None, str]:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    on_nvidia(host, CARD)
+    monkeypatch.setattr(host, "run_program", fail)
+    nvidia.refuse_lasting_unload(host, DEVICES)
+
+
+@pytest.mark.parametrize("gone", ["nvidia_drm", "vfio"])
 def test_nvidia_that_could_not_be_loaded_again_is_not_unloaded(
-    host: Desktop, capfd: pytest.CaptureFixture[str]
+    host: Desktop, capfd: pytest.CaptureFixture[str], gone: str
 ) -> None:
     """As when the kernel was updated since the boot: its modules are no longer there."""
     on_nvidia(host, CARD)
-    host.broken.add("nvidia_drm")
+    # Debian has an install line for each of NVIDIA's, of which a dry run tells nothing.
+    host.broken.add(gone)
     before = host.state()
     assert run(host, "prepare", domain_xml(CARD, AUDIO, metadata=HAND_OVER)) == 1
     said = capfd.readouterr().err

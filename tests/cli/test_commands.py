@@ -109,6 +109,7 @@ def test_one_device_with_its_surroundings(host: SimulatedHost, capfd: Captured) 
         ),
         (("frobnicate",), 2, "No such command 'frobnicate'; see virtpass --help"),
         (("docter",), 2, "No such command 'docter'; did you mean virtpass doctor? Else see virtpass --help"),
+        (("device", "function-at-boot"), 2, "did you mean virtpass device functions? Else see"),
         (("hook", "Reherse"), 2, "did you mean virtpass hook rehearse? Else see virtpass hook --help"),
         (("\x1bdoctor",), 2, "No such command '\\x1bdoctor'; did you mean virtpass doctor?"),
         (("device", "detach", "01:00.0", "-c", NOWHERE), 6, "/nonexistent"),

@@ -91,6 +91,18 @@ def test_the_exit_status_tells_the_worst(
     assert f"| {status} |" in (Path(ROOT) / "docs" / "exit-status.md").read_text(encoding="utf-8")
 
 
+def test_interfaces_of_a_domain_are_libvirt_s_own(
+    host: SimulatedHost, capfd: Captured, libvirt: Connection
+) -> None:
+    """To adopt the domain would not put them on record."""
+    interface = (
+        "<interface type='hostdev' managed='yes'><source>"
+        "<address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/></source></interface>"
+    )
+    libvirt.define(domain(interface, uuid=UUID, kind="test"), validate=False)
+    assert "virtpass does not look after" not in call(host, capfd, "doctor", "-c", TEST_DRIVER)[1]
+
+
 def test_explaining(host: SimulatedHost, capfd: Captured) -> None:
     status, out, err = call(host, capfd, "doctor", "--explain", "iommu")
     assert call(host, capfd, "doctor", "--explain", "IOMMU") == (status, out, err)

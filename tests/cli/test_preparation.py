@@ -113,6 +113,18 @@ def test_a_host_that_virtpass_cannot_make_ready_is_not_called_so(
     assert err.startswith("warning: ")
 
 
+def test_interrupts_that_were_accepted_are_no_lack_before_the_first_start(
+    host: SimulatedHost, capfd: Captured
+) -> None:
+    """VFIO tells of it only when its module is there."""
+    without_remapping(host)
+    assert call(host, capfd, "host", "status")[2].endswith("next: virtpass doctor\n")
+    assert call(host, capfd, "host", "apply", "--unsafe-interrupts", "--yes")[0] == 0
+    out = call(host, capfd, "host", "plan", "--unsafe-interrupts")[1]
+    assert out.endswith("\nnothing needs to be changed: it is applied already\n")
+    assert "next:" not in call(host, capfd, "host", "status")[2]
+
+
 def test_a_plan_shows_what_it_comes_to_then_diffs_then_commands(host: SimulatedHost, capfd: Captured) -> None:
     switch_off(host)
     status, out, err = call(host, capfd, "host", "plan", "--pt", "--kernel-arg", "amd_iommu=on")

@@ -156,6 +156,9 @@ def test_unsafe_interrupts(sound: SimulatedHost) -> None:
     assert said(sound, "interrupt-remapping")[0] is Verdict.PASS
     sound.put("/sys/kernel/irq/1/chip_name", "IO-APIC\n")
     assert "--unsafe-interrupts" in said(sound, "interrupt-remapping")[2]
+    # Where it was accepted, VFIO says so only as soon as its module is there.
+    accepted = replace(WELL, accepts_unsafe=True)
+    assert said(sound, "interrupt-remapping", accepted)[0] is Verdict.WARN
     sound.put("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", "Y\n")
     assert said(sound, "interrupt-remapping")[0] is Verdict.WARN
 

@@ -326,7 +326,7 @@ def test_the_nvidia_driver_is_not_unbound(host: SimulatedHost, capfd: Captured) 
     host.add_device(card, class_code=0x030000, group=20, native="nvidia")
     line = refused(host, capfd, domain_xml(card))
     assert (
-        "; let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or " in line
+        "; with virtpass domain policy DOMAIN display=hand-over the domain's start unloads it; else " in line
     )
     assert "modprobe -r nvidia_drm" in line
 

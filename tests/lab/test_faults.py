@@ -304,14 +304,21 @@ def test_nvidia_is_unloaded_in_order_and_loaded_again(
 
 @contextmanager
 def updated_kernel(machine: Machine) -> Iterator[None]:
-    """Have no modules of the kernel that runs, as where an update has replaced it; vfio-pci is loaded."""
+    """Have no modules of the kernel that runs, as where an update has replaced it; vfio-pci is loaded.
+
+    Those of NVIDIA have install lines meanwhile, as on Debian, of which a dry run says nothing.
+    """
     machine.run(["modprobe", "-a", "vfio-pci", "vfio_iommu_type1"]).check()
+    lines = "/run/modprobe.d/lab-install.conf"
+    machine.run(["mkdir", "-p", "/run/modprobe.d"]).check()
+    machine.put("install nvidia /bin/false\ninstall nvidia_modeset /bin/false\n", lines)
     folder = f"/lib/modules/{machine.run(['uname', '-r']).check().text.strip()}"
     machine.run(["mv", folder, f"{folder}.replaced"]).check()
     try:
         yield
     finally:
         machine.run(["mv", f"{folder}.replaced", folder]).check()
+        machine.run(["rm", lines]).check()
 
 
 @pytest.fixture

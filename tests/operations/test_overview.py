@@ -121,3 +121,15 @@ def test_devices_that_were_added_elsewhere_get_looked_after(
             documents.domain(documents.hostdev(address, "03:00.0"), kind="test"), validate=False
         )
         assert step(host) == expected
+
+
+def test_what_a_domain_has_beside_its_card_gets_looked_after_too(host: SimulatedHost) -> None:
+    pytest.importorskip("libvirt")
+    install(host)
+    devices = documents.hostdev("02:00.0", "03:00.0")
+    with Connection.open(TEST_DRIVER) as connection:
+        connection.define(documents.domain(devices, kind="test"), validate=False)
+        domains.attach(connection, host, "guest", [CARD])
+        assert step(host) == "virtpass domain adopt guest"
+        domains.adopt(connection, host, "guest")
+        assert step(host) == "virtpass hook rehearse guest"

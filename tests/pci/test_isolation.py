@@ -208,6 +208,17 @@ def test_what_goes_with_the_only_keyboard_stays_too(host: SimulatedHost) -> None
     )
 
 
+def test_a_port_goes_without_the_others_that_the_iommu_keeps_apart(host: SimulatedHost) -> None:
+    first, second = PciAddress.parse("0a:00.0"), PciAddress.parse("0a:00.1")
+    for number, port in enumerate((first, second)):
+        host.add_device(port, group=70 + number)
+    host.put("/proc/bus/input/devices", keyboard("A", f"/devices/pci0000:00/{first}/usb1/1-1/input/input3"))
+    found = verdict(host, second)
+    assert found.level is Level.READY
+    (reason,) = found.reasons
+    assert reason.text.startswith(f"{first} of its card cannot go: it has the only keyboard; it goes without")
+
+
 def test_one_of_two_keyboards_may_go(host: SimulatedHost) -> None:
     usb = f"/devices/pci0000:00/{SPARE}/usb1/1-1/input/input3"
     ps2 = "/devices/platform/i8042/serio0/input/input1"
@@ -254,7 +265,7 @@ def test_unsafe_interrupts_may_be_allowed_by_a_module_that_is_not_loaded_yet(hos
     assert verdict(host, NIC).level is Level.READY
     (reason,) = verdict(host, NIC).reasons
     assert reason.reference == "no-interrupt-remapping"
-    assert reason.text.endswith("for guests that you trust, with sudo virtpass setup --unsafe-interrupts")
+    assert reason.text.endswith("only where that is accepted, with --unsafe-interrupts")
 
 
 def test_the_nvidia_driver_is_noted(host: SimulatedHost) -> None:

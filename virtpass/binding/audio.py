@@ -50,9 +50,10 @@ _SETPRIV = "/usr/bin/setpriv"
 _NO_GROUP = "65534"
 _ENV = "/usr/bin/env"
 
-# How logind is asked for the state of a user, and how it says that he has a session, or would do without.
-_STATE = (services.LOGINCTL, "show-user", "--value", "-p", "State")
-_STAYING = ("active", "online", "lingering")
+# How logind is asked for the state of a user, and whether he lingers; and how it says that he has a session,
+# or does without.
+_STATE = (services.LOGINCTL, "show-user", "--value", "-p", "State", "-p", "Linger")
+_STAYING = frozenset(("active", "online", "lingering", "yes"))
 
 
 def server_of(host: Host, process: int) -> str:
@@ -102,8 +103,8 @@ def stop(host: Host, journal: Journal, user: str) -> list[str]:
 def go_on(host: Host, journal: Journal, tell: Tell) -> None:
     """Start the sound servers again that were stopped, when the devices are lent; they find other sound.
 
-    Those of users whose last session has ended are left to the next one. What does not start is told, and
-    tried again when the devices are back.
+    Those of users whose last session has ended, and who do not linger, are left to the next one. What does
+    not start is told, and tried again when the devices are back.
     """
     for kind, *fields in list(journal.effects):
         if kind != UNITS or not _stays(host, fields[0]):
@@ -118,8 +119,8 @@ def go_on(host: Host, journal: Journal, tell: Tell) -> None:
 
 def _stays(host: Host, user: str) -> bool:
     """Tell whether a user is logged in, or lingers: his service manager is not about to end."""
-    # Its file about him may still tell of the session that has just ended.
-    return services.said(host, [*_STATE, "--", user]) in _STAYING
+    # Its file about him may still tell of the session that has just ended, and so may the state.
+    return not _STAYING.isdisjoint(services.said(host, [*_STATE, "--", user]).split())
 
 
 def start_again(host: Host, fields: tuple[str, ...]) -> None:

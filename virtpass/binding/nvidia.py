@@ -34,6 +34,10 @@ _KEPT_OUT_WHY = """\
 # virtpass has unloaded this driver, and lent its card to a virtual machine. This file goes when the card
 # comes back. If it is still here when no machine has a card: virtpass recover
 """
+# Loads nothing.
+_DRY_RUN = ("/sbin/modprobe", "-n", "-a", "--")
+# Needed for lending, so that it is there, as a module or in the kernel.
+_KERNEL_S_OWN = "vfio"
 # Each before those that it uses.
 _MODULES = ("nvidia_peermem", "nvidia_uvm", "nvidia_drm", "nvidia_modeset", "nvidia")
 
@@ -58,13 +62,22 @@ def refuse_shared(host: Host, addresses: list[PciAddress]) -> None:
 def refuse_lasting_unload(host: Host, addresses: list[PciAddress]) -> None:
     """Refuse cards whose driver could be unloaded, but not loaded again: the host would stay dark.
 
-    The modules of the kernel that runs are gone when a newer one has taken its place on the disk.
+    The modules of the kernel that runs are gone when a newer one has taken its place on the disk. modprobe
+    tells, in a dry run, but not of a module with an ``install`` line, as Debian has one for each of these: so
+    it is asked for one of the kernel's own as well. That of busybox knows no dry run, and is not met together
+    with this driver.
 
     Raises:
         RefusedError: modprobe does not find a module that is loaded now.
     """
     names = loaded(host, addresses)
-    if names and host.run(["/sbin/modprobe", "-n", "-a", "--", *names], DEADLINE) != 0:
+    if not names:
+        return
+    try:
+        status, _ = host.run_program([*_DRY_RUN, _KERNEL_S_OWN, *names], {}, DEADLINE)
+    except OSError:
+        return  # nobody can tell, as in an older snapshot
+    if status:
         raise RefusedError(
             "nvidia-driver",
             f"nvidia has to be unloaded, and modprobe would not load all of {', '.join(names)} again",

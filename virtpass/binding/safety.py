@@ -87,7 +87,7 @@ def refuse_in_use(host: Host, addresses: list[PciAddress], *, hands_over: bool =
             raise RefusedError(
                 "nvidia-driver",
                 f"{address} is bound to nvidia, which may hang for ever when it is unbound",
-                "let it be unloaded for this domain: virtpass domain policy DOMAIN display=hand-over, or"
+                "with virtpass domain policy DOMAIN display=hand-over the domain's start unloads it; else"
                 " unload it first (modprobe -r nvidia_drm nvidia_modeset nvidia_uvm nvidia), or where another"
                 " card needs it, keep it off this one with driver_override from boot on",
             )

@@ -222,7 +222,7 @@ def host_is_about_to_stop(host: Host) -> bool:
 
 
 def said(host: Host, argv: list[str]) -> str:
-    """Return the one word that systemd's programs say of a state; empty when they do not tell."""
+    """Return what systemd's programs say of a state; empty when they do not tell."""
     try:
         _, output = host.run_program(argv, {}, ASK_DEADLINE)
     except OSError:

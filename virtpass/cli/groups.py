@@ -52,7 +52,9 @@ class Group(click.Group):
             # Not at the top: few command lines are wrong.
             from difflib import get_close_matches
 
-            near = get_close_matches(args[0].lower(), self.list_commands(ctx), 1)
+            known = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+            shown = [name for name, command in known.items() if command is not None and not command.hidden]
+            near = get_close_matches(args[0].lower(), shown, 1)
             if not near:
                 raise
             raise click.UsageError(

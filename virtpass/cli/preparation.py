@@ -17,6 +17,7 @@ from virtpass.host.iommu import Iommu, IommuState
 from virtpass.host.kernels import Kernel, Presence
 from virtpass.host.loaders import LOADERS
 from virtpass.host.prepare import HostPlan
+from virtpass.host.record import HostRecord
 from virtpass.host.status import Check, Verdict
 from virtpass.host.wishes import ACS_DEFAULT, Wishes
 from virtpass.operations import host_preparation
@@ -294,8 +295,12 @@ def _show_status(found: host_preparation.HostStatus) -> None:
     # Below all facts, also where both outputs go to one place.
     if found.is_unfinished:
         note("next: sudo virtpass host recover")
-    elif found.iommu.state is IommuState.ARGUMENT_MISSING or found.iommu.is_beyond_virtpass:
+    elif found.iommu.state is IommuState.ARGUMENT_MISSING or _is_beyond(found.iommu, found.record):
         note("next: virtpass doctor")
+
+
+def _is_beyond(iommu: Iommu, record: HostRecord | None) -> bool:
+    return iommu.is_beyond_virtpass(accepts_unsafe=record is not None and record.unsafe_interrupts)
 
 
 def _system(facts: HostFacts) -> str:
@@ -412,7 +417,7 @@ def _show(wanted: HostPlan, *, as_json: bool, is_asking: bool = False) -> None:
     say_facts(_summary(wanted), _LABEL)
     show_changes(wanted)
     if wanted.is_empty:
-        is_ready = not wanted.iommu.is_beyond_virtpass
+        is_ready = not _is_beyond(wanted.iommu, wanted.record)
         what = "nothing needs to be changed" if is_ready else "nothing is left that virtpass could change"
         applied = "" if wanted.record is None else ": it is applied already"
         say(f"{what}{applied}{'' if is_ready else '; but this host is not ready: virtpass doctor'}")

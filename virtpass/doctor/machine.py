@@ -77,7 +77,7 @@ def _interrupts(scene: Scene) -> list[Finding]:
         return [Finding(Verdict.UNKNOWN, "it shows only with the IOMMU on")]
     if iommu.remaps_interrupts:
         return [passed("interrupts are remapped")]
-    if iommu.allows_unsafe:
+    if iommu.allows_unsafe or scene.outside.accepts_unsafe:
         what = "interrupts are not remapped, and VFIO was told to accept that"
         return [Finding(Verdict.WARN, what, "give devices only to guests that you trust")]
     return [

@@ -44,6 +44,7 @@ class Outside:
         host_checks: what `virtpass host status` has compared; empty when nothing was applied.
         host_problem: why that could not be read; empty when it could.
         bound_early: the devices that virtpass has bound at boot.
+        accepts_unsafe: whether host preparation lets VFIO accept interrupts that are not remapped.
         applied: the kernel arguments that virtpass has added.
         is_unfinished: whether a change of the host was cut off.
     """
@@ -73,6 +74,7 @@ class Outside:
     host_problem: str = ""
     bound_early: tuple[str, ...] = ()
     applied: tuple[str, ...] = ()
+    accepts_unsafe: bool = False
     is_unfinished: bool = False
 
     @property
@@ -98,6 +100,10 @@ class Outside:
         """Return the devices that go to the same domain as one does, itself included."""
         return frozenset(one for _, *devices in self.domains if address in devices for one in devices)
 
+    def lacking(self, address: str) -> tuple[str, ...]:
+        """Return the UUIDs of the domains that have a device, and for which the desktop may not be ended."""
+        return tuple(uuid for uuid in self.having(address) if uuid not in self.handing_over)
+
     def having(self, address: str) -> tuple[str, ...]:
         """Return the UUIDs of the domains that have a device."""
         return tuple(uuid for uuid, *devices in self.domains if address in devices)
@@ -112,11 +118,10 @@ class Outside:
 
         Only a domain that virtpass looks after has a policy; `virtpass setup` makes it one.
         """
-        having = self.having(address)
-        missing = [uuid for uuid in having if uuid not in self.handing_over]
-        if having and not missing:
+        lacking = self.lacking(address)
+        if self.having(address) and not lacking:
             return ""
-        uuid = missing[0] if missing else ""
+        uuid = next(iter(lacking), "")
         if uuid in self.ours:
             return f"virtpass domain policy {self.word(uuid)} display=hand-over"
         return f"sudo virtpass setup {address} {self.word(uuid)} --policy display=hand-over"

@@ -55,11 +55,15 @@ class Iommu:
         """Whether devices can be isolated now."""
         return self.state is IommuState.ON
 
-    @property
-    def is_beyond_virtpass(self) -> bool:
-        """Whether no device can be given away, and no kernel argument that virtpass adds by itself helps."""
+    def is_beyond_virtpass(self, *, accepts_unsafe: bool) -> bool:
+        """Tell whether no device can be given away, and no argument that virtpass adds by itself helps.
+
+        Args:
+            accepts_unsafe: whether it is on record that interrupts need not be remapped: VFIO says so only
+                when its module is there, which it may not be before the first start.
+        """
         if self.is_on:
-            return not (self.remaps_interrupts or self.allows_unsafe)
+            return not (self.remaps_interrupts or self.allows_unsafe or accepts_unsafe)
         # Of a system that does not run here nothing is known.
         return self.state not in (IommuState.ARGUMENT_MISSING, IommuState.UNKNOWN)
 

@@ -113,11 +113,12 @@ def look_outside(host: Host, uri: str = SYSTEM) -> Outside:
         names=tuple((one.uuid, one.name) for one in domains),
         ours=tuple(one.uuid for one in domains if one.is_ours),
         handing_over=tuple(one.uuid for one in domains if one.policy and one.policy.display == "hand-over"),
-        unrecorded=tuple((one.uuid, *unrecorded) for one in domains if (unrecorded := _unrecorded(one))),
+        unrecorded=tuple((one.uuid, *map(str, one.unrecorded)) for one in domains if one.unrecorded),
         misplaced=tuple(misplaced),
         host_checks=compared,
         host_problem=unread,
         bound_early=tuple(map(str, record.devices)) if record is not None else (),
+        accepts_unsafe=record is not None and record.unsafe_interrupts,
         applied=record.arguments if record is not None else (),
         is_unfinished=is_unfinished,
     )
@@ -130,13 +131,6 @@ def _misplaced(device: DomainDevice, *, is_coming: bool) -> str:
     if device.recorded is not None and not device.is_as_recorded:
         return f"at {device.address} is {device.seen} now, not {device.recorded} as when it was attached"
     return ""
-
-
-def _unrecorded(domain: DomainReport) -> list[str]:
-    """Return which devices of a domain are there, and not on record; none where its XML is not understood."""
-    if domain.problem:
-        return []
-    return [str(one.address) for one in domain.devices if one.recorded is None and one.seen is not None]
 
 
 def _dotted(version: int) -> str:

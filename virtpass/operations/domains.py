@@ -93,6 +93,15 @@ class DomainReport:
     devices: tuple[DomainDevice, ...]
     problem: str
 
+    @property
+    def unrecorded(self) -> tuple[PciAddress, ...]:
+        """Which devices are there and not on record, and would be if the domain were adopted."""
+        return tuple(
+            one.address
+            for one in self.devices
+            if one.recorded is None and one.seen is not None and one.hostdev and one.hostdev.kind == "hostdev"
+        )
+
 
 def attach(
     connection: Connection,
@@ -352,7 +361,7 @@ def _judged(
         if not verdict.is_refused:
             continue
         remedy = f"virtpass device show {verdict.address} tells more"
-        if any(reason.reference in _OF_HOST for reason in verdict.reasons):
+        if any(one.reference in _OF_HOST and one.level is not Level.READY for one in verdict.reasons):
             remedy = "virtpass doctor says what mends it"
         if all(one.level in (Level.READY, Level.SHARED) for one in verdicts):
             together = {*wanted, *(one for address in wanted for one in must_go_along(inventory, address))}

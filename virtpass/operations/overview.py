@@ -125,6 +125,8 @@ def _next_step(
     resting = [one for one in ours if not one.is_active]
     if not resting:
         return "nothing: all is as it should be"
+    if half := [one for one in resting if one.unrecorded]:
+        return f"virtpass domain adopt {shlex.quote(half[0].name)}"
     # Not the start: it may be refused, or end the desktop of whoever types it. The rehearsal tells that.
     return f"virtpass hook rehearse {shlex.quote(resting[0].name)}"
 

@@ -241,7 +241,15 @@ def _steps(
         found.append(RehearsedStep("keep modprobe from loading NVIDIA's modules again"))
         found += [RehearsedStep(f"unload {name}", nvidia.DEADLINE, verdict=OPEN) for name in unloaded]
         moves = [move for move in moves if move[1] == engine.PROBE]
-    return [*found, *(RehearsedStep(str(move), engine.DEADLINE) for move in moves)]
+    found += [RehearsedStep(str(move), engine.DEADLINE) for move in moves]
+    return found + [
+        RehearsedStep(
+            f"start the sound servers of user {user} again, if he stays logged in",
+            services.ASK_DEADLINE + audio.DEADLINE,
+            verdict=OPEN,
+        )
+        for user in asked[2]
+    ]
 
 
 def _sees_all() -> bool:

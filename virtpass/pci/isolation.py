@@ -141,14 +141,20 @@ def _of_card(inventory: Inventory, device: Device, going: frozenset[PciAddress])
     """Judge the functions of a device's card that go with it; virtual functions go alone."""
     if device.physical_function is not None:
         return []
-    return [
-        Reason("card-needed", f"{member} of its card cannot go: {reason.text}", Level.BLOCKED)
-        for member in inventory.card(device.address)
-        if member in going
-        and member != device.address
-        and inventory.devices[member].physical_function is None
-        for reason in _spared(inventory, member, going)
-    ]
+    reasons = []
+    for member in inventory.card(device.address):
+        other = inventory.devices[member]
+        if member not in going or member == device.address or other.physical_function is not None:
+            continue
+        # A port of a NIC, say, that the IOMMU can keep apart, goes without the others.
+        goes_alone = other.group != device.group
+        level = Level.READY if goes_alone else Level.BLOCKED
+        more = "; it goes without, by domain attach --single" if goes_alone else ""
+        reasons += [
+            Reason("card-needed", f"{member} of its card cannot go: {reason.text}{more}", level)
+            for reason in _spared(inventory, member, going)
+        ]
+    return reasons
 
 
 def _interrupts(inventory: Inventory) -> Reason:
@@ -156,7 +162,7 @@ def _interrupts(inventory: Inventory) -> Reason:
     text = "interrupts are not remapped on this host"
     if inventory.host.exists("/sys/module/vfio_iommu_type1"):
         return Reason("no-interrupt-remapping", text, Level.BLOCKED)
-    text += ": only for guests that you trust, with sudo virtpass setup --unsafe-interrupts"
+    text += ": only where that is accepted, with --unsafe-interrupts"
     return Reason("no-interrupt-remapping", text, Level.READY)
 
 
