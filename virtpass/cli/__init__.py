@@ -116,10 +116,9 @@ def _status(arguments: list[str] | None, host: Host) -> int:
 def _usage_line(error: click.UsageError) -> str:
     """Return what is wrong with a command line, and what to do about it, as one line."""
     see = f"see {error.ctx.command_path if error.ctx is not None else 'virtpass'} --help"
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        near = " or ".join(sorted(error.possibilities))
-        return f"{error.message.rstrip('.')}; did you mean {near}? Else {see}"
     said = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        said = f"{error.message.rstrip('.')}; did you mean {' or '.join(sorted(error.possibilities))}?"
     return f"{said} Else {see}" if said.endswith("?") else f"{said.rstrip('.')}; {see}"
 
 

@@ -52,9 +52,7 @@ class Group(click.Group):
             # Not at the top: few command lines are wrong.
             from difflib import get_close_matches
 
-            known = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
-            shown = [name for name, command in known.items() if command is not None and not command.hidden]
-            near = get_close_matches(args[0].lower(), shown, 1)
+            near = get_close_matches(args[0].lower(), self._shown(ctx), 1)
             if not near:
                 raise
             raise click.UsageError(
@@ -63,15 +61,15 @@ class Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [
-            (name, command.get_short_help_str(_WHOLE))
-            for name, command in commands
-            if command is not None and not command.hidden
-        ]
+        rows = [(name, command.get_short_help_str(_WHOLE)) for name, command in self._shown(ctx).items()]
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
+
+    def _shown(self, ctx: click.Context) -> dict[str, click.Command]:
+        """Return the commands that are for people, by name."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        return {name: one for name, one in commands.items() if one is not None and not one.hidden}
 
 
 def group_of(places: dict[str, str]) -> type[click.Group]:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -94,7 +94,7 @@ class DomainType(click.ParamType):
             names = domain_names(ctx.params.get("uri") or DEFAULT_URI, deadline=_COMPLETION_DEADLINE)
         except VirtpassError:
             return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return _begun(dict.fromkeys(names), incomplete)
 
 
 class CheckType(click.ParamType):
@@ -112,11 +112,7 @@ class CheckType(click.ParamType):
         """Return the ids that begin so, with what the checks are about."""
         from virtpass.doctor.catalogue import CHECKS
 
-        return [
-            CompletionItem(check.reference, help=check.title)
-            for check in CHECKS
-            if check.reference.startswith(incomplete)
-        ]
+        return _begun({check.reference: check.title for check in CHECKS}, incomplete)
 
 
 class BootloaderType(click.ParamType):
@@ -130,11 +126,7 @@ class BootloaderType(click.ParamType):
         """Return the names that begin so, with what they stand for."""
         from virtpass.host.loaders import LOADERS
 
-        return [
-            CompletionItem(loader.name, help=loader.title)
-            for loader in LOADERS
-            if loader.name.startswith(incomplete)
-        ]
+        return _begun({loader.name: loader.title for loader in LOADERS}, incomplete)
 
 
 class SettingType(click.ParamType):
@@ -150,12 +142,17 @@ class SettingType(click.ParamType):
         from virtpass.domain.policy import meaning
 
         choices = {**KNOWN_POLICY, WAIT: (str(DEFAULT_POLICY.wait),)}
-        return [
-            CompletionItem(f"{key}={value}", help=meaning(key, value))
-            for key, values in choices.items()
-            for value in values
-            if f"{key}={value}".startswith(incomplete)
-        ]
+        meanings = {
+            f"{key}={value}": meaning(key, value) for key, values in choices.items() for value in values
+        }
+        return _begun(meanings, incomplete)
+
+
+def _begun(choices: Mapping[str, str | None], incomplete: str) -> list[CompletionItem]:
+    """Return the choices that begin with what was typed, each with its help."""
+    return [
+        CompletionItem(choice, help=text) for choice, text in choices.items() if choice.startswith(incomplete)
+    ]
 
 
 def _is_elsewhere(ctx: click.Context) -> bool:

@@ -65,7 +65,7 @@ def _isolated(scene: Scene, card: Device) -> Finding:
         return Finding(Verdict.FAIL, "; ".join(texts), "put the card into another slot", about)
     along = dict.fromkeys(member for one in functions for member in must_go_along(scene.inventory, one))
     others = " ".join(str(member) for member in along if member not in going)
-    domain = next(map(scene.outside.word, scene.outside.having(about)), "DOMAIN")
+    domain = scene.outside.word(*scene.outside.having(about))
     fix = f"virtpass domain attach {domain} {about} {others} # or put the card into another slot"
     return Finding(Verdict.FAIL, "; ".join(texts), fix, about)
 

@@ -107,7 +107,7 @@ def _nvidia(scene: Scene) -> list[Finding]:
         about = str(card.address)
         what = f"it is bound to nvidia, which virtpass takes away only by unloading its modules{more}"
         if fix := scene.outside.to_hand_over(about):
-            domain = next(map(scene.outside.word, scene.outside.lacking(about)), "DOMAIN")
+            domain = scene.outside.word(*scene.outside.lacking(about))
             fix = f"{fix}; virtpass hook rehearse {domain} shows the steps"
             found.append(Finding(Verdict.WARN, what, fix, about))
         else:

@@ -108,9 +108,9 @@ class Outside:
         """Return the UUIDs of the domains that have a device."""
         return tuple(uuid for uuid, *devices in self.domains if address in devices)
 
-    def word(self, uuid: str) -> str:
-        """Return the name of a domain as a word for a shell; DOMAIN where it is not known."""
-        name = dict(self.names).get(uuid)
+    def word(self, *uuids: str) -> str:
+        """Return the name of the first of some domains as a word for a shell; DOMAIN where none is known."""
+        name = dict(self.names).get(next(iter(uuids), ""))
         return "DOMAIN" if name is None else shlex.quote(name)
 
     def to_hand_over(self, address: str) -> str:
@@ -121,10 +121,9 @@ class Outside:
         lacking = self.lacking(address)
         if self.having(address) and not lacking:
             return ""
-        uuid = next(iter(lacking), "")
-        if uuid in self.ours:
-            return f"virtpass domain policy {self.word(uuid)} display=hand-over"
-        return f"sudo virtpass setup {address} {self.word(uuid)} --policy display=hand-over"
+        if lacking and lacking[0] in self.ours:
+            return f"virtpass domain policy {self.word(*lacking)} display=hand-over"
+        return f"sudo virtpass setup {address} {self.word(*lacking)} --policy display=hand-over"
 
 
 @dataclass(frozen=True)
